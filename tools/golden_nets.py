@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Golden tensors of small random nets, computed by diffusers and transformers on the CPU in float32.
+
+    python tools/golden_nets.py [--out tests/golden] [CASE ...]
+
+Needs torch, diffusers, transformers and safetensors from PyPI; downloads nothing. The committed files were made with
+torch 2.15, diffusers 0.42.1 and transformers 5.23. What each folder holds is written in tests/golden/README.md.
+
+Every parameter is rounded to float16 before the run and stored as float16, so the numbers are exact for a reader
+that widens to float32, and the files stay small. Vectors (norms, biases) are disturbed first: with weight 1 and bias 0
+a forgotten norm weight would not be seen.
+"""
+import argparse
+import json
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import diffusers
+import torch
+import transformers
+from safetensors.torch import save_file
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+torch.set_num_threads(1)
+
+
+def normal(*shape, seed):
+    """Standard normal numbers that depend on the seed alone."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def settle(model, matrix_gain=1.0):
+    """Disturb vectors, scale matrices, and make every parameter exact in float16."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            else:
+                parameter.mul_(matrix_gain)
+            parameter.copy_(parameter.half().float())
+    return model.eval()
+
+
+def half_state(model):
+    return {name: value.half().contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def write(folder, config, weights, golden, names=("weights.safetensors", "io.safetensors")):
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/config.json", "w", encoding="utf-8") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
+        file.write("\n")
+    save_file(weights, f"{folder}/{names[0]}", metadata={"format": "pt"})
+    save_file({name: value.detach().contiguous().clone() for name, value in golden.items()}, f"{folder}/{names[1]}")
+    size = sum(os.path.getsize(f"{folder}/{name}") for name in (*names, "config.json"))
+    assert size < 1_000_000, f"{folder}: {size} bytes, a case should stay below 1 MB"
+    print(f"{os.path.basename(folder):16} {sum(v.numel() for v in weights.values()):8} parameters {size:8} bytes")
+
+
+def public(config):
+    """The part of a diffusers configuration that is written to disk."""
+    return {key: value for key, value in dict(config).items() if not key.startswith("_")}
+
+
+# ---------------------------------------------------------------- diffusion UNets and the VAE
+UNET_TAPS = (
+    "time_embedding", "conv_in", "down_blocks.0.resnets.0", "down_blocks.0.attentions.0", "down_blocks.0.downsamplers.0",
+    "down_blocks.1.attentions.1.transformer_blocks.0", "down_blocks.2.resnets.1", "mid_block.attentions.0", "mid_block",
+    "up_blocks.0.resnets.0", "up_blocks.0.upsamplers.0", "up_blocks.1.attentions.2", "up_blocks.2", "conv_norm_out",
+)
+VAE_TAPS = ("decoder.conv_in", "decoder.mid_block.attentions.0", "decoder.mid_block", "decoder.up_blocks.0",
+            "decoder.up_blocks.1.resnets.0", "decoder.up_blocks.2", "encoder.down_blocks.0", "encoder.mid_block")
+
+
+def tapped(model, names, run):
+    """Run the model and keep the outputs of the named modules as `tap.NAME` (channels first, as torch has them)."""
+    taps, modules = {}, dict(model.named_modules())
+
+    def keep(name):
+        def hook(_module, _inputs, output):
+            taps[f"tap.{name}"] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        return hook
+
+    hooks = [modules[name].register_forward_hook(keep(name)) for name in names]
+    with torch.no_grad():
+        result = run()
+    for hook in hooks:
+        hook.remove()
+    assert len(taps) == len(names)
+    return result, taps
+
+
+def unet(folder, **changes):
+    """SD 1.5's pattern of blocks, narrow, on latents that are not square, with two different timesteps in the batch."""
+    torch.manual_seed(0)
+    config = dict(sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 16, 24),
+                  norm_num_groups=8, cross_attention_dim=24, attention_head_dim=2,
+                  down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                  up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+    model = settle(diffusers.UNet2DConditionModel(**{**config, **changes}))
+    sample, timestep, context = normal(2, 4, 8, 12, seed=1), torch.tensor([981, 1]), normal(2, 77, 24, seed=2)
+    out, taps = tapped(model, UNET_TAPS, lambda: model(sample, timestep, context).sample)
+    write(folder, public(model.config), half_state(model),
+          {"sample": sample, "timestep": timestep, "encoder_hidden_states": context, "out": out, **taps})
+
+
+def vae_kl(folder):
+    """AutoencoderKL, both halves: `image` → `mean`, `logvar`; `z` → `decoded` (no scaling factor applied)."""
+    torch.manual_seed(0)
+    model = settle(diffusers.AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16, 24, 32), layers_per_block=2,
+        norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3))
+    image, z = normal(1, 3, 24, 32, seed=1).clamp(-1, 1), normal(1, 4, 6, 8, seed=5)
+    (posterior, decoded), taps = tapped(model, VAE_TAPS, lambda: (model.encode(image).latent_dist, model.decode(z).sample))
+    write(folder, public(model.config), half_state(model),
+          {"image": image, "mean": posterior.mean, "logvar": posterior.logvar, "z": z, "decoded": decoded, **taps})
+
+
+# ---------------------------------------------------------------- text encoders
+def clip(folder, activation, pad, prefix):
+    """CLIP text model. With `prefix` the names are those of published Stable Diffusion checkpoints (`text_model.` and
+    the `position_ids` buffer); without it those that transformers 5 writes."""
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=77, hidden_act=activation, projection_dim=32, bos_token_id=298, eos_token_id=299,
+        pad_token_id=299 if pad is None else pad)
+    model = settle(transformers.CLIPTextModel(config), matrix_gain=2.0)
+    ids = torch.randint(1, 298, (2, 77), generator=torch.Generator().manual_seed(3))
+    ids[:, 0] = 298
+    for row, end in ((0, 9), (1, 40)):
+        ids[row, end] = 299
+        ids[row, end + 1:] = 299 if pad is None else pad
+    with torch.no_grad():
+        out = model(ids, output_hidden_states=True)
+    weights = half_state(model)
+    if prefix:
+        weights = {f"text_model.{name}": value for name, value in weights.items()}
+        weights["text_model.embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
+    kept = {"input_ids": ids.int(), "last_hidden_state": out.last_hidden_state, "penultimate": out.hidden_states[-2],
+            "pooled": out.pooler_output}
+    settings = json.loads(config.to_json_string())
+    settings["architectures"] = ["CLIPTextModel"]
+    write(folder, settings, weights, kept)
+
+
+# ---------------------------------------------------------------- language models
+def hub_rope(settings):
+    """Rewrite `rope_parameters` (transformers 5) as the `rope_theta` and `rope_scaling` of the files on the Hub."""
+    rope = settings.pop("rope_parameters")
+    settings["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.get("rope_type", "default")
+    settings["rope_scaling"] = None if kind == "default" else rope
+    return settings
+
+
+def llama(folder, tokens=24, tied=False, rope=None, hub_names=False, **changes):
+    """Llama with grouped-query attention; the logits of all positions, checked once through the key/value cache."""
+    torch.manual_seed(1234)
+    config = transformers.LlamaConfig(
+        vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=160, max_position_embeddings=128, tie_word_embeddings=tied,
+        rope_parameters=rope or dict(rope_type="default", rope_theta=10000.0), **changes)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    model = settle(model, matrix_gain=5.0)  # at the default size attention is nearly uniform and hides a wrong angle
+    ids = torch.randint(3, 320, (1, tokens), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        out = model(ids, output_hidden_states=True)
+        half = tokens // 2
+        first = model(ids[:, :half], use_cache=True)
+        second = model(ids[:, half:], past_key_values=first.past_key_values, use_cache=True)
+    logits = out.logits[0]
+    cached = torch.cat([first.logits[0], second.logits[0]])
+    assert (cached - logits).abs().max() < 1e-4 * logits.abs().max(), "cached and full logits differ"
+    weights = half_state(model)
+    if tied:
+        weights.pop("lm_head.weight", None)
+    settings = json.loads(config.to_json_string())
+    settings["architectures"] = ["LlamaForCausalLM"]
+    write(folder, hub_rope(settings) if hub_names else settings, weights,
+          {"input_ids": ids[0].int(), "logits": logits, "hidden.1": out.hidden_states[1][0]},
+          names=("model.safetensors", "golden.safetensors"))
+
+
+# head_dim 32 puts one frequency into each of llama3's three bands: kept, blended, divided by the factor.
+LLAMA3 = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)
+CASES = {
+    "unet_sd15": unet,
+    "unet_sd21": lambda folder: unet(folder, use_linear_projection=True, attention_head_dim=(2, 4, 3),
+                                     upcast_attention=True),
+    "vae_kl": vae_kl,
+    "clip_l": lambda folder: clip(folder, "quick_gelu", None, prefix=False),
+    "clip_l_prefix": lambda folder: clip(folder, "quick_gelu", None, prefix=True),
+    "clip_h": lambda folder: clip(folder, "gelu", 0, prefix=True),
+    "llama": llama,
+    "llama_tied": lambda folder: llama(folder, tied=True, hub_names=True, rms_norm_eps=1e-5,
+                                       rope=dict(rope_type="default", rope_theta=50000.0)),
+    "llama3rope": lambda folder: llama(folder, tokens=48, rope=LLAMA3, hub_names=True, head_dim=32),
+}
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("cases", nargs="*", metavar="CASE", help=f"some of: {' '.join(CASES)}")
+    arguments.add_argument("--out", default=os.path.join(ROOT, "tests", "golden"))
+    options = arguments.parse_args()
+    for case in options.cases or CASES:
+        CASES[case](os.path.join(options.out, case))
