@@ -1,1 +1,57 @@
-//! weights
+//! Reading checkpoints. [`WeightStore`] maps safetensors files into memory and answers by tensor
+//! name; [`read_json`] reads the configuration beside them; [`read_tensors`] reads a small file
+//! whole. Nothing here knows the GPU, and no input, however damaged, panics.
+
+mod config;
+mod locate;
+mod store;
+mod view;
+
+pub use config::read_json;
+pub use safetensors::Dtype;
+pub use store::{WeightStore, read_tensors};
+pub use view::View;
+
+/// The Levenshtein distance between two names: how many letters to insert, delete or replace.
+pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &cb) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Up to three of `names` nearest to `wanted`, nearest first, as ` (nearest: a, b, c)`; nothing when
+/// there are none.
+pub(crate) fn nearest_names<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let mut scored: Vec<(usize, &str)> = names.map(|n| (edit_distance(wanted, n), n)).collect();
+    scored.sort();
+    let best: Vec<&str> = scored.iter().take(3).map(|&(_, name)| name).collect();
+    match best.is_empty() {
+        true => String::new(),
+        false => format!(" (nearest: {})", best.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_distance_counts_letters() {
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("", "ab"), 2);
+        assert_eq!(edit_distance("same", "same"), 0);
+        let names = ["conv_in.weight", "conv_out.weight", "z"];
+        assert!(
+            nearest_names("conv_im.weight", names.into_iter()).starts_with(" (nearest: conv_in")
+        );
+    }
+}
