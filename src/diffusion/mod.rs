@@ -1,1 +1,8 @@
-//! diffusion
+//! Diffusion: schedules, samplers, random numbers, pictures and their text chunks.
+
+pub mod image;
+pub mod infotext;
+pub mod rng;
+pub mod sampler;
+pub mod schedule;
+mod schedule_config;

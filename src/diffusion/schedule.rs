@@ -1,0 +1,211 @@
+//! Noise schedules as pure data: the timesteps and noise levels that n steps visit.
+//!
+//! Every rule follows diffusers' scheduler class of the same family, numpy's rounding included,
+//! because a timestep off by one is another picture. tests/schedules.rs holds them to its tables.
+
+pub use super::schedule_config::*;
+use crate::{Error, Result};
+
+/// Which family's rule picks the timesteps: the classes of diffusers differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grid {
+    /// DDIM and DDPM: whole steps of `num_train_timesteps / n`, leading by default.
+    Ddim,
+    /// Euler and its kin: fractional steps, linspace by default.
+    Euler,
+    /// DPM-Solver: n of n + 1 whole steps, linspace by default.
+    DpmSolver,
+    /// LCM: a subset of the distilled schedule.
+    Lcm,
+}
+
+/// The visited noise levels of a run of n steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    /// What the network is told, [n], falling.
+    pub timesteps: Vec<f64>,
+    /// Noise level before each step and after the last, [n + 1].
+    pub sigmas: Vec<f64>,
+    /// ᾱ per training step, [num_train_timesteps]. Of a zero-SNR schedule the last is 0 for the
+    /// grids `Ddim` and `Lcm`, and 2^-24 for the others, which need a finite sigma.
+    pub alphas_cumprod: Vec<f64>,
+}
+
+impl Schedule {
+    /// Timesteps and sigmas of `steps` steps under a family's rule.
+    pub fn new(config: &ScheduleConfig, grid: Grid, steps: usize) -> Result<Schedule> {
+        config.check()?;
+        let train = config.num_train_timesteps;
+        if steps == 0 {
+            return Err(Error::Usage("zero steps were asked for; give at least one".into()));
+        }
+        if steps > train {
+            return Err(Error::Usage(format!(
+                "{steps} steps were asked for, but the model was trained with {train}; give at most \
+                 {train}"
+            )));
+        }
+        let (floored, levels) = config.training_sigmas();
+        let alphas_cumprod = match grid {
+            Grid::Ddim | Grid::Lcm => config.alphas_cumprod(),
+            Grid::Euler | Grid::DpmSolver => floored,
+        };
+        let mut timesteps = match grid {
+            Grid::Ddim => ddim_timesteps(config, steps),
+            Grid::Euler => euler_timesteps(config, steps),
+            Grid::DpmSolver => dpm_timesteps(config, &alphas_cumprod, steps),
+            Grid::Lcm => lcm_timesteps(config, steps)?,
+        };
+        timesteps.truncate(steps);
+        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&levels, t)).collect();
+        let spacing = config.sigma_spacing();
+        if matches!(grid, Grid::Euler | Grid::DpmSolver) && spacing != SigmaSpacing::Discrete {
+            let (max, min) = spacing_bounds(config, grid, &sigmas, &levels);
+            sigmas = match spacing {
+                SigmaSpacing::Karras => karras(max, min, steps),
+                _ => linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect(),
+            };
+            let logs: Vec<f64> = levels.iter().map(|s| f64::from(s.ln() as f32)).collect();
+            timesteps = sigmas.iter().map(|&s| timestep_of(s, &logs)).collect();
+            if grid == Grid::DpmSolver {
+                // DPM-Solver tells the network whole steps: rounded for Karras unless the schedule
+                // is the cosine, then cut off, as in diffusers.
+                let round = spacing == SigmaSpacing::Karras
+                    && config.beta_schedule != BetaSchedule::SquaredcosCapV2;
+                let whole = |t: f64| if round { t.round_ties_even() } else { t.trunc() };
+                timesteps.iter_mut().for_each(|t| *t = whole(*t));
+            }
+        }
+        sigmas.push(match config.final_sigmas_type {
+            FinalSigma::Zero => 0.0,
+            FinalSigma::SigmaMin => levels.first().copied().unwrap_or(0.0),
+        });
+        Ok(Schedule { timesteps, sigmas, alphas_cumprod })
+    }
+
+    /// Number of steps.
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
+}
+
+fn ddim_timesteps(config: &ScheduleConfig, steps: usize) -> Vec<f64> {
+    let train = config.num_train_timesteps;
+    match config.timestep_spacing.unwrap_or(TimestepSpacing::Leading) {
+        TimestepSpacing::Linspace => {
+            let rising = linspace(0.0, (train - 1) as f64, steps);
+            rising.into_iter().rev().map(f64::round_ties_even).collect()
+        }
+        TimestepSpacing::Leading => leading(train / steps, steps, config.steps_offset),
+        TimestepSpacing::Trailing => trailing(train as f64, train as f64 / steps as f64),
+    }
+}
+
+fn euler_timesteps(config: &ScheduleConfig, steps: usize) -> Vec<f64> {
+    let train = config.num_train_timesteps;
+    match config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace) {
+        TimestepSpacing::Linspace => {
+            let rising = linspace(0.0, (train - 1) as f64, steps);
+            rising.into_iter().rev().map(|t| f64::from(t as f32)).collect()
+        }
+        TimestepSpacing::Leading => leading(train / steps, steps, config.steps_offset),
+        TimestepSpacing::Trailing => trailing(train as f64, train as f64 / steps as f64),
+    }
+}
+
+fn dpm_timesteps(config: &ScheduleConfig, alphas: &[f64], steps: usize) -> Vec<f64> {
+    let train = config.num_train_timesteps;
+    let lambda = |a: f64| 0.5 * (a / (1.0 - a)).ln();
+    let clipped = config.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY);
+    let last = train - alphas.iter().filter(|&&a| lambda(a) < clipped).count();
+    let mut timesteps = match config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace) {
+        TimestepSpacing::Linspace => {
+            let rising = linspace(0.0, last as f64 - 1.0, steps + 1);
+            rising.into_iter().rev().map(f64::round_ties_even).collect()
+        }
+        TimestepSpacing::Leading => leading(last / (steps + 1), steps + 1, config.steps_offset),
+        TimestepSpacing::Trailing => trailing(last as f64, train as f64 / steps as f64),
+    };
+    timesteps.truncate(steps);
+    timesteps
+}
+
+/// arXiv 2310.04378: n of the `original_inference_steps` that the model was distilled with.
+fn lcm_timesteps(config: &ScheduleConfig, steps: usize) -> Result<Vec<f64>> {
+    let (train, original) = (config.num_train_timesteps, config.original_inference_steps);
+    if original == 0 || original > train {
+        return Err(Error::Model(format!(
+            "original_inference_steps is {original}; valid: 1 to num_train_timesteps = {train}"
+        )));
+    }
+    if steps > original {
+        return Err(Error::Usage(format!(
+            "{steps} steps were asked for, but LCM takes at most original_inference_steps = \
+             {original}"
+        )));
+    }
+    let stride = original as f64 / steps as f64;
+    let index = |i: usize| (i as f64 * stride).floor() as usize;
+    Ok((0..steps).map(|i| ((original - index(i)) * (train / original) - 1) as f64).collect())
+}
+
+fn leading(ratio: usize, count: usize, offset: usize) -> Vec<f64> {
+    (0..count).rev().map(|i| (i * ratio + offset) as f64).collect()
+}
+
+/// `round(numpy.arange(first, 0, -step)) - 1`; numpy takes the step as the difference of the first two.
+fn trailing(first: f64, step: f64) -> Vec<f64> {
+    let (count, delta) = ((first / step).ceil() as usize, (first - step) - first);
+    (0..count).map(|i| (first + i as f64 * delta).round_ties_even() - 1.0).collect()
+}
+
+/// `numpy.linspace`: the last value is exactly `end`.
+fn linspace(start: f64, end: f64, n: usize) -> Vec<f64> {
+    let step = (end - start) / (n.max(2) - 1) as f64;
+    let mut values: Vec<f64> = (0..n).map(|i| i as f64 * step + start).collect();
+    if let (true, Some(last)) = (n > 1, values.last_mut()) {
+        *last = end;
+    }
+    values
+}
+
+/// Level at a fractional training step; clamped to the ends as `numpy.interp` does.
+fn interpolate(levels: &[f64], t: f64) -> f64 {
+    let top = levels.len() - 1;
+    let t = t.clamp(0.0, top as f64);
+    let low = (t.floor() as usize).min(top.saturating_sub(1));
+    let high = (low + 1).min(top);
+    levels[low] + (levels[high] - levels[low]) * (t - low as f64)
+}
+
+/// Euler spans the visited levels (or the file's bounds), DPM-Solver all levels of training.
+fn spacing_bounds(
+    config: &ScheduleConfig,
+    grid: Grid,
+    visited: &[f64],
+    levels: &[f64],
+) -> (f64, f64) {
+    let ends = |v: &[f64]| (v.first().copied().unwrap_or(0.0), v.last().copied().unwrap_or(0.0));
+    if grid == Grid::DpmSolver {
+        let (min, max) = ends(levels);
+        return (max, min);
+    }
+    let (max, min) = ends(visited);
+    (config.sigma_max.unwrap_or(max), config.sigma_min.unwrap_or(min))
+}
+
+fn karras(max: f64, min: f64, n: usize) -> Vec<f64> {
+    let (high, low) = (max.powf(1.0 / 7.0), min.powf(1.0 / 7.0));
+    linspace(0.0, 1.0, n).into_iter().map(|r| (high + r * (low - high)).powi(7)).collect()
+}
+
+/// Fractional training step of a level, linear in log sigma.
+fn timestep_of(sigma: f64, logs: &[f64]) -> f64 {
+    let log = sigma.max(1e-10).ln();
+    let low = logs.partition_point(|&l| l <= log).saturating_sub(1);
+    let low = low.min(logs.len().saturating_sub(2));
+    let high = (low + 1).min(logs.len() - 1);
+    let width = logs[low] - logs[high];
+    let w = if width == 0.0 { 0.0 } else { ((logs[low] - log) / width).clamp(0.0, 1.0) };
+    (1.0 - w) * low as f64 + w * high as f64
+}
