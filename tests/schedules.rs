@@ -18,6 +18,9 @@ const SIGMA_TOLERANCE: f64 = 1e-5;
 /// coefficients in f32 (1 - ᾱ at t = 0 carries 3.5e-5 relative rounding, damped by its small weight);
 /// ours are f64 rounded once. A wrong coefficient shows at 1e-3 or more.
 const SAMPLE_TOLERANCE: f64 = 1e-5;
+/// Euler from pure noise starts at sigma = 4096 and is at 13 after one step. diffusers adds
+/// derivative * dt to x there, so its own f32 rounding of 4096 (2.4e-4) remains in a sample of size 13.
+const PURE_NOISE_TOLERANCE: f64 = 4e-5;
 /// Fractional timesteps come from log sigma by interpolation: half an f32 step of log sigma (1.2e-7 at
 /// its largest) over the spacing of neighbouring levels (0.0048 at its smallest) is 2.5e-5 of a step.
 const FRACTIONAL_TIMESTEP_TOLERANCE: f64 = 1e-4;
@@ -92,10 +95,12 @@ fn alphas_cumprod_are_torchs() {
         let ours = ScheduleConfig::from_json(&json, name).unwrap().alphas_cumprod();
         assert_eq!(ours.len(), expected.len(), "{name}");
         for (t, (a, &b)) in ours.iter().zip(&expected).enumerate() {
-            // torch's vectorised linspace may differ by one f32 step of beta (1e-9), which moves a few
-            // of the 1000 factors by 6e-8 each; near ᾱ = 0 of zero_snr the subtraction of the last
-            // root (0.068) leaves 4e-9 absolute.
-            let limit = 2e-7 * f64::from(b) + 1e-9;
+            // One f32 step of ᾱ is 6e-8. torch's vectorised linspace may differ by one f32 step of
+            // beta, which turns the rounding of a few of the 1000 factors. Rescaling to zero SNR
+            // rounds every factor once more: 1000 roundings of 3e-8 in random walk are 1e-6; and near
+            // ᾱ = 0 the subtraction of the last root (0.068) leaves 4e-9 absolute.
+            let relative = if name == "zero_snr" { 1e-6 } else { 2e-7 };
+            let limit = relative * f64::from(b) + 1e-9;
             assert!((a - f64::from(b)).abs() <= limit, "{name} at {t}: {a} and {b}");
         }
     }
@@ -159,7 +164,9 @@ fn every_step_of_every_sampler_is_diffusers() {
         let mut x: Vec<f32> = unit.iter().map(|u| u * scale).collect();
         let mut check = |what: &str, i: usize, ours: &[f32], expected: &[f32]| {
             let error = relative_l2(ours, expected);
-            assert!(error <= SAMPLE_TOLERANCE, "{name}: {what} {i} is off by {error:.2e}");
+            let limit =
+                if name == "euler_vpred_zsnr" { PURE_NOISE_TOLERANCE } else { SAMPLE_TOLERANCE };
+            assert!(error <= limit, "{name}: {what} {i} is off by {error:.2e}");
             if error > worst.0 {
                 worst = (error, format!("{name} {what} {i}"));
             }
