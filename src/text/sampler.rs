@@ -118,7 +118,11 @@ impl SamplerOptions {
             return wrong("min-p", self.min_p, "from 0 (off) to 1");
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return wrong("repetition penalty", self.repetition_penalty, "above 0 (1 turns it off)");
+            return wrong(
+                "repetition penalty",
+                self.repetition_penalty,
+                "above 0 (1 turns it off)",
+            );
         }
         match self.logit_bias.iter().find(|(_, b)| b.is_nan() || *b == f32::INFINITY) {
             Some((id, b)) => {
@@ -289,7 +293,9 @@ impl Logprobs {
 
 fn check_finite(logits: Logits<'_>) -> Result<()> {
     let values: Vec<(usize, f32)> = match logits {
-        Logits::Full(all) => all.iter().copied().enumerate().filter(|(_, l)| !l.is_finite()).collect(),
+        Logits::Full(all) => {
+            all.iter().copied().enumerate().filter(|(_, l)| !l.is_finite()).collect()
+        }
         Logits::Top { candidates, .. } => candidates
             .iter()
             .map(|(id, l)| (*id as usize, *l))

@@ -104,8 +104,11 @@ fn repetition_penalty_divides_positive_and_multiplies_negative() {
     });
     s.accept(0);
     s.accept(1);
-    let mut left: Vec<Candidate> =
-        [4.0, -3.0, 1.0].iter().enumerate().map(|(i, l)| Candidate { id: i as u32, logit: *l }).collect();
+    let mut left: Vec<Candidate> = [4.0, -3.0, 1.0]
+        .iter()
+        .enumerate()
+        .map(|(i, l)| Candidate { id: i as u32, logit: *l })
+        .collect();
     s.penalize(&mut left);
     assert_eq!(left.iter().map(|c| c.logit).collect::<Vec<_>>(), [2.0, -6.0, 1.0]);
 }
@@ -129,7 +132,9 @@ fn penalties_forget_beyond_their_window() {
         o.presence_penalty = 1.0;
         o.penalty_last_n = 2;
     });
-    [7, 8, 9].map(|id| s.accept(id));
+    for id in [7, 8, 9] {
+        s.accept(id);
+    }
     let mut seen: Vec<u32> = s.counts.keys().copied().collect();
     seen.sort();
     assert_eq!(seen, [8, 9]);
@@ -181,7 +186,10 @@ fn a_candidate_list_chooses_as_the_full_vector_does() {
         assert_eq!(x.token, y.token);
         // log_sum_exp passes through f32: half a unit in its last place at 7..8 is 2.4e-7.
         assert!((x.logprob - y.logprob).abs() < 1e-6, "{x:?} {y:?}");
-        assert_eq!(x.top.iter().map(|t| t.0).collect::<Vec<_>>(), [list[0].0, list[1].0, list[2].0]);
+        assert_eq!(
+            x.top.iter().map(|t| t.0).collect::<Vec<_>>(),
+            [list[0].0, list[1].0, list[2].0]
+        );
     }
 }
 
@@ -197,7 +205,10 @@ fn logprobs_are_the_models_own() {
     // ln and exp of f32 logits: a few units in the last place of values near 2.
     let near = |a: f32, b: f32| (a - b).abs() < 1e-6;
     assert!(near(chosen.logprob, 0.125f32.ln()), "{chosen:?}");
-    assert!(near(chosen.top[0].1, 0.5f32.ln()) && near(chosen.top[1].1, 0.25f32.ln()), "{chosen:?}");
+    assert!(
+        near(chosen.top[0].1, 0.5f32.ln()) && near(chosen.top[1].1, 0.25f32.ln()),
+        "{chosen:?}"
+    );
     assert_eq!((chosen.top[0].0, chosen.top[1].0), (0, 1));
 }
 

@@ -34,7 +34,8 @@ impl StopMatcher {
     /// wins; the stop string and everything behind it are never returned.
     pub fn push(&mut self, text: &str) -> (String, Option<Stop>) {
         self.held.push_str(text);
-        let found = self.strings.iter().filter_map(|s| self.held.find(s.as_str()).map(|at| (at, s)));
+        let found =
+            self.strings.iter().filter_map(|s| self.held.find(s.as_str()).map(|at| (at, s)));
         if let Some((at, stop)) = found.min_by_key(|(at, s)| (*at, std::cmp::Reverse(s.len()))) {
             let stop = Stop::Text(stop.clone());
             self.held.truncate(at);

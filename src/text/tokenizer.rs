@@ -98,7 +98,8 @@ impl Tokenizer {
             if place.join("vocab.json").is_file() && place.join("merges.txt").is_file() {
                 let json = clip_json(place)?;
                 let file = place.join("vocab.json");
-                return Tokenizer::from_json(json.to_string().as_bytes(), &file)?.with_folder(place);
+                return Tokenizer::from_json(json.to_string().as_bytes(), &file)?
+                    .with_folder(place);
             }
         }
         let only_model = places.iter().find(|p| p.join("tokenizer.model").is_file());
@@ -178,7 +179,11 @@ impl Tokenizer {
     /// Text of a sequence of ids. Ids outside of the vocabulary are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|e| {
-            Error::Runtime(format!("{}: cannot decode {} ids: {e}", self.origin.display(), ids.len()))
+            Error::Runtime(format!(
+                "{}: cannot decode {} ids: {e}",
+                self.origin.display(),
+                ids.len()
+            ))
         })
     }
 
