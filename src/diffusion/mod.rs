@@ -1,5 +1,7 @@
 //! Diffusion: schedules, samplers, random numbers, pictures and their text chunks.
 
+pub mod image;
+pub mod infotext;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;

@@ -75,7 +75,7 @@ impl Rng {
         }
         let mut values: Vec<f32> = (0..n).map(|_| self.uniform_f32()).collect();
         values.chunks_exact_mut(16).for_each(box_muller_16);
-        if n % 16 != 0 {
+        if !n.is_multiple_of(16) {
             let tail = &mut values[n - 16..];
             tail.iter_mut().for_each(|v| *v = self.uniform_f32());
             box_muller_16(tail);

@@ -57,6 +57,11 @@ impl Schedule {
             Grid::Lcm => lcm_timesteps(config, steps)?,
         };
         timesteps.truncate(steps);
+        if timesteps.is_empty() {
+            return Err(Error::Model(
+                "lambda_min_clipped leaves no training step; the default is -Infinity".into(),
+            ));
+        }
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&levels, t)).collect();
         let spacing = config.sigma_spacing();
         if matches!(grid, Grid::Euler | Grid::DpmSolver) && spacing != SigmaSpacing::Discrete {
@@ -75,6 +80,12 @@ impl Schedule {
                 let whole = |t: f64| if round { t.round_ties_even() } else { t.trunc() };
                 timesteps.iter_mut().for_each(|t| *t = whole(*t));
             }
+        }
+        // The multistep formula divides by the difference of two levels.
+        if grid == Grid::DpmSolver && !sigmas.is_sorted_by(|a, b| a > b) {
+            return Err(Error::Usage(format!(
+                "{steps} steps visit a noise level twice, which DPM-Solver cannot do; give fewer"
+            )));
         }
         sigmas.push(match config.final_sigmas_type {
             FinalSigma::Zero => 0.0,

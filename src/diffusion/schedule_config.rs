@@ -224,9 +224,10 @@ impl ScheduleConfig {
         };
         let mut value: serde_json::Value =
             serde_json::from_str(&without_bare_infinity(text)).map_err(broken)?;
-        if let Some(fields) = value.as_object_mut() {
-            fields.retain(|_, v| !v.is_null());
-        }
+        let fields = value.as_object_mut().ok_or_else(|| {
+            Error::Model(format!("{name}: not a scheduler configuration of diffusers: no object"))
+        })?;
+        fields.retain(|_, v| !v.is_null());
         let config: ScheduleConfig = serde_json::from_value(value).map_err(broken)?;
         config.check().map_err(|e| Error::Model(format!("{name}: {e}")))?;
         Ok(config)
@@ -280,6 +281,12 @@ impl ScheduleConfig {
                 "trained_betas holds {} values, num_train_timesteps is {}; they must be equal",
                 betas.len(),
                 self.num_train_timesteps
+            ));
+        }
+        if self.clip_sample_range.is_nan() || self.clip_sample_range <= 0.0 {
+            return refuse(format!(
+                "clip_sample_range is {}; it must be above 0",
+                self.clip_sample_range
             ));
         }
         for (field, set) in [
