@@ -1,1 +1,18 @@
-//! gpu
+//! Adapter, device, queue, capability record, kernel cache, byte ledger and read-back.
+//! The only floor that names wgpu.
+
+mod buffer;
+mod caps;
+mod device;
+mod kernel;
+mod link;
+mod queue;
+mod spec;
+
+pub use buffer::{Buffer, Ledger, mib};
+pub use caps::{Caps, Without};
+pub use device::{AdapterSummary, Gpu, GpuOptions, adapters, interrupt, interrupted, prepare_environment};
+pub use kernel::Kernel;
+pub use link::{Linked, Target, link};
+pub use queue::{Bind, Command, Step, Timing};
+pub use spec::{Elem, Source, Spec, Value};

@@ -1,1 +1,51 @@
-//! ops
+//! One op, one file: params, Spec, shape rule, lowering and the f64 oracle. The shaders have the same stem
+//! in shaders/ (fast) and shaders/reference/ (obvious).
+
+pub mod matmul;
+pub mod pointwise;
+
+use crate::gpu::{Elem, Spec};
+use crate::quant::Format;
+
+/// What tests/shaders.rs and tests/layout.rs need to know of an op.
+pub struct OpInfo {
+    pub name: &'static str,
+    /// Every variant that a plan may ask for.
+    pub specs: Vec<Spec>,
+    /// Name, offset and size of the fields of `struct Params`; each shader of the op declares the same.
+    pub params: &'static [(&'static str, usize, usize)],
+}
+
+/// Every op. Adding one is this line and its `mod` line.
+pub fn all() -> Vec<OpInfo> {
+    [matmul::info(), pointwise::info()].into_iter().flatten().collect()
+}
+
+/// Declares a params struct whose fields the layout test can compare with the shader's.
+#[macro_export]
+macro_rules! params {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+        impl $name {
+            /// Name, offset and size of each field.
+            pub const FIELDS: &'static [(&'static str, usize, usize)] = &[
+                $((stringify!($field), std::mem::offset_of!($name, $field), std::mem::size_of::<$ty>())),*
+            ];
+        }
+    };
+}
+
+/// Formats that the shader tests go through.
+pub(crate) fn formats() -> Vec<Format> {
+    let mut all = vec![Format::F32, Format::F16, Format::Q8 { group: 64 }];
+    for group in [32, 64, 128] {
+        all.extend([0.0, 0.01].map(|cubic| Format::Q4 { group, cubic }));
+    }
+    all
+}
+
+/// Element types of activations.
+pub(crate) const ACTS: [Elem; 2] = [Elem::F32, Elem::F16];

@@ -1,0 +1,80 @@
+// y[m, n0 + n] = activation(Σ_k x[m, k] · w[n, k] + bias[n0 + n]) + residual[m, n0 + n]
+// A register tile of 8 rows of x by 8 rows of w in each invocation, no shared memory. A block of eight k of
+// four rows of w is two 4x4 matrices, so that `vector * matrix` is four dot products.
+struct Params {
+    m: u32,       // rows of x
+    n: u32,       // rows of w in this window
+    k: u32,       // columns of x
+    n0: u32,      // first row of this window
+    n_total: u32, // columns of y
+    blocks: u32,  // blocks of eight k
+    pad0: u32,
+    pad1: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<xload>;        // [m, k]
+@group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
+@group(0) @binding(3) var<storage, read> residual: array<act>;   // [m, n_total]
+@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [m, n_total]
+
+fn store(m: u32, n: u32, v: f32) {
+    if (m >= p.m || n >= p.n) { return; }
+    var r = v;
+    if (BIAS) { r += bias[p.n0 + n]; }
+    r = activation(r);
+    let i = m * p.n_total + p.n0 + n;
+    if (RESIDUAL) { r += f32(residual[i]); }
+    y[i] = out(r);
+}
+
+fn store8(m: u32, n: u32, a: vec4f, b: vec4f) {
+    store(m, n, a.x); store(m, n + 1u, a.y); store(m, n + 2u, a.z); store(m, n + 3u, a.w);
+    store(m, n + 4u, b.x); store(m, n + 5u, b.y); store(m, n + 6u, b.z); store(m, n + 7u, b.w);
+}
+
+@compute @workgroup_size(WG_X, WG_Y)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+    let n = id.x * 8u;
+    let m = id.y * 8u;
+    if (n >= p.n || m >= p.m) { return; }
+    let ln = p.n - 1u; // rows beyond the end read the last one and are not stored
+    let lm = p.m - 1u;
+    var a0 = vec4f(); var a1 = vec4f(); var a2 = vec4f(); var a3 = vec4f();
+    var a4 = vec4f(); var a5 = vec4f(); var a6 = vec4f(); var a7 = vec4f();
+    var b0 = vec4f(); var b1 = vec4f(); var b2 = vec4f(); var b3 = vec4f();
+    var b4 = vec4f(); var b5 = vec4f(); var b6 = vec4f(); var b7 = vec4f();
+    for (var c8 = 0u; c8 < p.blocks; c8++) {
+        let w0 = weight8(n, 0u, c8);
+        let w1 = weight8(min(n + 1u, ln), 0u, c8);
+        let w2 = weight8(min(n + 2u, ln), 0u, c8);
+        let w3 = weight8(min(n + 3u, ln), 0u, c8);
+        let w4 = weight8(min(n + 4u, ln), 0u, c8);
+        let w5 = weight8(min(n + 5u, ln), 0u, c8);
+        let w6 = weight8(min(n + 6u, ln), 0u, c8);
+        let w7 = weight8(min(n + 7u, ln), 0u, c8);
+        let al = mat4x4f(w0.lo, w1.lo, w2.lo, w3.lo);
+        let ah = mat4x4f(w0.hi, w1.hi, w2.hi, w3.hi);
+        let bl = mat4x4f(w4.lo, w5.lo, w6.lo, w7.lo);
+        let bh = mat4x4f(w4.hi, w5.hi, w6.hi, w7.hi);
+        var v = load8(m * p.k, c8, p.k);
+        a0 += v.lo * al + v.hi * ah; b0 += v.lo * bl + v.hi * bh;
+        v = load8(min(m + 1u, lm) * p.k, c8, p.k);
+        a1 += v.lo * al + v.hi * ah; b1 += v.lo * bl + v.hi * bh;
+        v = load8(min(m + 2u, lm) * p.k, c8, p.k);
+        a2 += v.lo * al + v.hi * ah; b2 += v.lo * bl + v.hi * bh;
+        v = load8(min(m + 3u, lm) * p.k, c8, p.k);
+        a3 += v.lo * al + v.hi * ah; b3 += v.lo * bl + v.hi * bh;
+        v = load8(min(m + 4u, lm) * p.k, c8, p.k);
+        a4 += v.lo * al + v.hi * ah; b4 += v.lo * bl + v.hi * bh;
+        v = load8(min(m + 5u, lm) * p.k, c8, p.k);
+        a5 += v.lo * al + v.hi * ah; b5 += v.lo * bl + v.hi * bh;
+        v = load8(min(m + 6u, lm) * p.k, c8, p.k);
+        a6 += v.lo * al + v.hi * ah; b6 += v.lo * bl + v.hi * bh;
+        v = load8(min(m + 7u, lm) * p.k, c8, p.k);
+        a7 += v.lo * al + v.hi * ah; b7 += v.lo * bl + v.hi * bh;
+    }
+    store8(m, n, a0, b0); store8(m + 1u, n, a1, b1);
+    store8(m + 2u, n, a2, b2); store8(m + 3u, n, a3, b3);
+    store8(m + 4u, n, a4, b4); store8(m + 5u, n, a5, b5);
+    store8(m + 6u, n, a6, b6); store8(m + 7u, n, a7, b7);
+}

@@ -1,0 +1,26 @@
+// Single-precision weights.
+struct WeightInfo {
+    row_blocks: u32, // blocks of eight elements per row
+    tap_blocks: u32, // blocks per tap
+    row_groups: u32, // scales per row
+    tap_groups: u32, // scales per tap
+    cubic: f32,
+    rows: u32,
+    pad0: u32,
+    pad1: u32,
+}
+// Eight neighbouring channels.
+struct Eight { lo: vec4f, hi: vec4f }
+
+@group(1) @binding(0) var<uniform> info: WeightInfo;
+@group(1) @binding(1) var<storage, read> w_words: array<vec4f>; // [rows, row_blocks * 2]
+
+fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
+    let i = 2u * (row * info.row_blocks + tap * info.tap_blocks + c8);
+    return Eight(w_words[i], w_words[i + 1u]);
+}
+
+fn weight(row: u32, tap: u32, c: u32) -> f32 {
+    let i = 2u * (row * info.row_blocks + tap * info.tap_blocks) + c / 4u;
+    return w_words[i][c & 3u];
+}

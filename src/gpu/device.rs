@@ -1,0 +1,254 @@
+//! One constructor for the device: error handler, lost callback, interrupt flag, watchdog.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde::Serialize;
+
+use super::buffer::{Buffer, Ledger};
+use super::caps::{Caps, Without};
+use super::kernel::{Cache, Kernel};
+use super::spec::Spec;
+use crate::{Error, Result};
+
+/// What to open and with how much.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// An index of [`adapters`] or a part of an adapter's name; default: the best one.
+    pub device: Option<String>,
+    /// Bytes of GPU memory that buffers may take in all.
+    pub vram_budget: Option<u64>,
+    /// Optional features to leave out.
+    pub without: Without,
+}
+
+/// One line of `inknib devices`.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterSummary {
+    pub index: usize,
+    pub name: String,
+    pub backend: String,
+    pub driver: String,
+    pub device_type: String,
+    pub caps: Caps,
+}
+
+static INTERRUPT: AtomicBool = AtomicBool::new(false);
+
+/// The flag that Ctrl-C sets; every wait looks at it.
+pub fn interrupt() -> &'static AtomicBool {
+    &INTERRUPT
+}
+
+/// An error if Ctrl-C was pressed.
+pub fn interrupted() -> Result<()> {
+    if INTERRUPT.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Mesa prints an error at every start unless XDG_RUNTIME_DIR is set: gives it a private value.
+/// Call it first thing in `main`, before any thread is started.
+pub fn prepare_environment() {
+    if cfg!(unix) && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: called before any other thread exists (first statement of main), so nothing reads
+        // the environment at the same time.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+}
+
+fn instance() -> wgpu::Instance {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
+    desc.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY | wgpu::Backends::GL);
+    desc.flags = wgpu::InstanceFlags::empty().with_env();
+    desc.backend_options = wgpu::BackendOptions::from_env_or_default();
+    wgpu::Instance::new(desc)
+}
+
+/// Real GPUs before software, native APIs before GL. The order is stable, so an index means the same
+/// thing from one run to the next.
+fn ranked(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    let mut all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    all.sort_by_key(|a| {
+        let info = a.get_info();
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        (info.backend == wgpu::Backend::Noop, info.backend == wgpu::Backend::Gl, kind)
+    });
+    all
+}
+
+fn summary(index: usize, adapter: &wgpu::Adapter, without: Without) -> AdapterSummary {
+    let info = adapter.get_info();
+    AdapterSummary {
+        index,
+        name: info.name,
+        backend: info.backend.to_string(),
+        driver: [info.driver, info.driver_info].join(" ").trim().to_string(),
+        device_type: format!("{:?}", info.device_type),
+        caps: Caps::read(adapter, without),
+    }
+}
+
+/// All adapters, best first.
+pub fn adapters() -> Vec<AdapterSummary> {
+    ranked(&instance())
+        .iter()
+        .enumerate()
+        .map(|(i, a)| summary(i, a, Without::default()))
+        .collect()
+}
+
+pub(super) struct Inner {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) trouble: Arc<Mutex<Option<Error>>>,
+    pub(super) dummy: Buffer,
+    pub(super) submitted: Mutex<std::collections::VecDeque<wgpu::SubmissionIndex>>,
+    summary: AdapterSummary,
+    kernels: Cache,
+}
+
+/// Adapter, device and queue, with all that is counted and cached on them. Cheap to clone.
+#[derive(Clone)]
+pub struct Gpu {
+    pub(super) inner: Arc<Inner>,
+}
+
+impl Gpu {
+    /// Opens the adapter that the options name.
+    ///
+    /// # Errors
+    /// `NoAdapter` if there is none or the name fits none (all are listed), `DeviceLost` if the driver
+    /// refuses a device.
+    pub fn open(options: &GpuOptions) -> Result<Gpu> {
+        let instance = instance();
+        let all = ranked(&instance);
+        let index = choose(&all, options)?;
+        let adapter = &all[index];
+        let summary = summary(index, adapter, options.without);
+        let caps = &summary.caps;
+        let mut features = wgpu::Features::empty();
+        features.set(wgpu::Features::SHADER_F16, caps.f16);
+        features.set(wgpu::Features::SUBGROUP, caps.subgroups);
+        let stamps = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        features.set(stamps, caps.timestamps);
+        let limits =
+            if options.without.limits { wgpu::Limits::default() } else { adapter.limits() };
+        let desc = wgpu::DeviceDescriptor {
+            label: Some("inknib"),
+            required_features: features,
+            required_limits: limits,
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&desc)).map_err(|e| {
+            Error::DeviceLost(format!("{}: the driver gives no device: {e}", summary.name))
+        })?;
+        let trouble = Arc::new(Mutex::new(None));
+        watch(&device, &trouble, &summary.name);
+        let ledger = Arc::new(Ledger::new(options.vram_budget));
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
+        let dummy = Buffer::new(&device, &ledger, "nothing", 256, usage)?;
+        let (kernels, submitted) = (Cache::default(), Mutex::default());
+        let inner = Inner { device, queue, ledger, trouble, dummy, submitted, summary, kernels };
+        Ok(Gpu { inner: Arc::new(inner) })
+    }
+
+    pub fn caps(&self) -> &Caps {
+        &self.inner.summary.caps
+    }
+    /// Name, driver, backend of the adapter in use.
+    pub fn adapter(&self) -> &AdapterSummary {
+        &self.inner.summary
+    }
+    pub fn ledger(&self) -> &Ledger {
+        &self.inner.ledger
+    }
+    /// The compiled kernel of a Spec, from the cache if it is there.
+    pub fn kernel(&self, spec: &Spec) -> Result<Arc<Kernel>> {
+        self.inner.kernels.get(&self.inner.device, spec)
+    }
+    /// Number of kernels compiled so far and the seconds that took.
+    pub fn compile_cost(&self) -> (usize, f64) {
+        self.inner.kernels.cost()
+    }
+    /// A buffer that kernels read and write and the host can fill and read.
+    pub fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        let usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
+        Buffer::new(&self.inner.device, &self.inner.ledger, label, bytes, usage)
+    }
+    /// A buffer of parameters.
+    pub fn uniform(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        Buffer::new(&self.inner.device, &self.inner.ledger, label, bytes, usage)
+    }
+    /// A storage buffer with this content.
+    pub fn upload(&self, label: &str, data: &[u8]) -> Result<Buffer> {
+        let buffer = self.buffer(label, data.len() as u64)?;
+        self.write(&buffer, 0, data)?;
+        Ok(buffer)
+    }
+
+    /// The first thing that went wrong since the last look, if anything did.
+    pub(super) fn check(&self) -> Result<()> {
+        let mut trouble = self.inner.trouble.lock().unwrap_or_else(|e| e.into_inner());
+        match trouble.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Without a handler wgpu panics on an error, and after a lost device submits are silent no-ops.
+fn watch(device: &wgpu::Device, trouble: &Arc<Mutex<Option<Error>>>, name: &str) {
+    let note = |trouble: &Arc<Mutex<Option<Error>>>, error: Error| {
+        trouble.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+    };
+    let shared = trouble.clone();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let error = match error {
+            wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory(
+                "the driver is out of GPU memory; take a smaller picture or context, or --weights int4"
+                    .into(),
+            ),
+            other => Error::Runtime(format!("the GPU refused a command: {other}")),
+        };
+        note(&shared, error);
+    }));
+    let (shared, name) = (trouble.clone(), name.to_string());
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            let text = format!(
+                "{name}: the device was lost ({message}); try again, a smaller size, or another --device"
+            );
+            note(&shared, Error::DeviceLost(text));
+        }
+    });
+}
+
+fn choose(all: &[wgpu::Adapter], options: &GpuOptions) -> Result<usize> {
+    if all.is_empty() {
+        return Err(Error::NoAdapter(
+            "no GPU adapter: install a Vulkan driver (on Debian and Ubuntu a software one is \
+             `apt-get install mesa-vulkan-drivers libvulkan1`), or see what WGPU_BACKEND allows"
+                .into(),
+        ));
+    }
+    let wanted = options.device.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
+    let Some(wanted) = wanted else { return Ok(0) };
+    let names: Vec<String> = all.iter().map(|a| a.get_info().name).collect();
+    let found = match wanted.parse::<usize>() {
+        Ok(index) => (index < all.len()).then_some(index),
+        Err(_) => names.iter().position(|n| n.to_lowercase().contains(&wanted.to_lowercase())),
+    };
+    found.ok_or_else(|| {
+        let list: Vec<String> = names.iter().enumerate().map(|(i, n)| format!("{i} = {n}")).collect();
+        Error::NoAdapter(format!("no adapter \"{wanted}\"; there are: {}", list.join(", ")))
+    })
+}

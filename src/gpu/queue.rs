@@ -1,0 +1,231 @@
+//! Prepared dispatches, submissions, waits that can be interrupted, and read-back.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::buffer::Buffer;
+use super::device::{Gpu, interrupted};
+use super::kernel::Kernel;
+use crate::{Error, Result};
+
+/// A wait that takes longer than this is taken for a hung device.
+const WATCHDOG: Duration = Duration::from_secs(300);
+/// Submissions in flight before the host waits for the oldest.
+const IN_FLIGHT: usize = 3;
+
+/// A range of a buffer bound to a kernel.
+#[derive(Clone, Debug)]
+pub struct Bind {
+    pub buffer: Buffer,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+impl Bind {
+    pub fn whole(buffer: &Buffer) -> Bind {
+        Bind { buffer: buffer.clone(), offset: 0, bytes: buffer.bytes() }
+    }
+}
+
+/// A dispatch with everything bound, ready to be replayed.
+pub struct Step {
+    kernel: Arc<Kernel>,
+    groups: Vec<wgpu::BindGroup>,
+    dims: [u32; 3],
+}
+
+/// What a submission is made of.
+pub enum Command<'a> {
+    Run(&'a Step),
+    /// Copies bytes from one buffer to another.
+    Copy { from: &'a Buffer, from_offset: u64, to: &'a Buffer, to_offset: u64, bytes: u64 },
+}
+
+/// Milliseconds of one step on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub ms: f64,
+}
+
+impl Gpu {
+    /// Binds buffers to a kernel. `sets[g]` is bind group g, in binding order; `None` binds a buffer of
+    /// zeros (a binding that this Spec never reads still has to be there).
+    pub fn bind(&self, kernel: &Arc<Kernel>, sets: &[Vec<Option<Bind>>], dims: [u32; 3]) -> Result<Step> {
+        let device = &self.inner.device;
+        let limit = self.caps().max_workgroups_per_dimension;
+        if dims.iter().any(|d| *d > limit) {
+            return Err(Error::Runtime(format!(
+                "{}: {dims:?} workgroups, this adapter allows {limit} in one dimension",
+                kernel.spec.source.name
+            )));
+        }
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let mut groups = Vec::new();
+        for (index, set) in sets.iter().enumerate() {
+            let entries: Vec<wgpu::BindGroupEntry> = set
+                .iter()
+                .enumerate()
+                .map(|(binding, bind)| wgpu::BindGroupEntry {
+                    binding: binding as u32,
+                    resource: match bind {
+                        Some(b) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                            buffer: b.buffer.raw(),
+                            offset: b.offset,
+                            size: std::num::NonZeroU64::new(b.bytes),
+                        }),
+                        None => self.inner.dummy.raw().as_entire_binding(),
+                    },
+                })
+                .collect();
+            groups.push(device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(kernel.spec.source.name),
+                layout: &kernel.pipeline.get_bind_group_layout(index as u32),
+                entries: &entries,
+            }));
+        }
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            let name = kernel.spec.describe();
+            return Err(Error::Runtime(format!("kernel {name}: buffers do not fit: {error}")));
+        }
+        Ok(Step { kernel: kernel.clone(), groups, dims })
+    }
+
+    /// Sends the commands to the device and returns at once, unless too much is in flight already.
+    pub fn submit(&self, commands: &[Command]) -> Result<()> {
+        let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+        let mut rest = commands;
+        while let Some(command) = rest.first() {
+            match command {
+                Command::Copy { from, from_offset, to, to_offset, bytes } => {
+                    encoder.copy_buffer_to_buffer(from.raw(), *from_offset, to.raw(), *to_offset, *bytes);
+                    rest = &rest[1..];
+                }
+                Command::Run(_) => {
+                    let mut pass = encoder.begin_compute_pass(&Default::default());
+                    while let Some(Command::Run(step)) = rest.first() {
+                        record(&mut pass, step);
+                        rest = &rest[1..];
+                    }
+                }
+            }
+        }
+        let index = self.inner.queue.submit([encoder.finish()]);
+        self.check()?;
+        let oldest = {
+            let mut flight = self.inner.submitted.lock().unwrap_or_else(|e| e.into_inner());
+            flight.push_back(index);
+            if flight.len() > IN_FLIGHT { flight.pop_front() } else { None }
+        };
+        match oldest {
+            Some(index) => self.wait_for(Some(index)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until all that was submitted is done; Ctrl-C and a hung device end the wait.
+    pub fn wait(&self) -> Result<()> {
+        self.inner.submitted.lock().unwrap_or_else(|e| e.into_inner()).clear();
+        self.wait_for(None)
+    }
+
+    fn wait_for(&self, index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let poll = wgpu::PollType::Wait {
+                submission_index: index.clone(),
+                timeout: Some(Duration::from_millis(50)),
+            };
+            match self.inner.device.poll(poll) {
+                Ok(_) => return self.check(),
+                Err(wgpu::PollError::Timeout) => {}
+                Err(other) => return Err(Error::DeviceLost(format!("waiting failed: {other}"))),
+            }
+            self.check()?;
+            interrupted()?;
+            if start.elapsed() > WATCHDOG {
+                return Err(Error::DeviceLost(format!(
+                    "{}: no answer in {} s; the device hangs or the work is far too large for it",
+                    self.adapter().name,
+                    WATCHDOG.as_secs()
+                )));
+            }
+        }
+    }
+
+    /// Puts bytes into a buffer before the next submission. The length is padded to 4 with zeros.
+    pub fn write(&self, buffer: &Buffer, offset: u64, data: &[u8]) -> Result<()> {
+        if data.len().is_multiple_of(4) {
+            self.inner.queue.write_buffer(buffer.raw(), offset, data);
+        } else {
+            let mut padded = data.to_vec();
+            padded.resize(data.len().next_multiple_of(4), 0);
+            self.inner.queue.write_buffer(buffer.raw(), offset, &padded);
+        }
+        self.check()
+    }
+
+    /// Reads a range of a buffer after all submitted work. `bytes` is rounded up to 4.
+    pub fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+        let padded = bytes.next_multiple_of(4);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = Buffer::new(&self.inner.device, &self.inner.ledger, "read-back", padded, usage)?;
+        self.submit(&[Command::Copy { from: buffer, from_offset: offset, to: &staging, to_offset: 0, bytes: padded }])?;
+        let (send, receive) = mpsc::channel();
+        staging.raw().map_async(wgpu::MapMode::Read, 0..padded, move |r| {
+            let _ = send.send(r);
+        });
+        self.wait()?;
+        match receive.try_recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(Error::DeviceLost(format!("read-back failed: {e}"))),
+            Err(_) => return Err(Error::DeviceLost("read-back did not finish".into())),
+        }
+        let range = staging.raw().get_mapped_range(0..padded);
+        let range = range.map_err(|e| Error::DeviceLost(format!("read-back failed: {e}")))?;
+        Ok(range[..bytes as usize].to_vec())
+    }
+
+    /// Runs each step by itself between two timestamps. None where the adapter has no timestamps.
+    pub fn time(&self, steps: &[&Step]) -> Result<Option<Vec<Timing>>> {
+        if !self.caps().timestamps {
+            return Ok(None);
+        }
+        let (device, queue) = (&self.inner.device, &self.inner.queue);
+        let period = f64::from(queue.get_timestamp_period());
+        let mut times = Vec::with_capacity(steps.len());
+        for chunk in steps.chunks(1024) {
+            let count = 2 * chunk.len() as u32;
+            let set = device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: None,
+                ty: wgpu::QueryType::Timestamp,
+                count,
+            });
+            let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+            let bytes = u64::from(count) * 8;
+            let stamps = Buffer::new(device, &self.inner.ledger, "timestamps", bytes, usage)?;
+            let mut encoder = device.create_command_encoder(&Default::default());
+            for (i, step) in (0u32..).zip(chunk) {
+                encoder.write_timestamp(&set, 2 * i);
+                record(&mut encoder.begin_compute_pass(&Default::default()), step);
+                encoder.write_timestamp(&set, 2 * i + 1);
+            }
+            encoder.resolve_query_set(&set, 0..count, stamps.raw(), 0);
+            queue.submit([encoder.finish()]);
+            let raw: Vec<u64> = bytemuck::pod_collect_to_vec(&self.read(&stamps, 0, bytes)?);
+            times.extend(raw.chunks_exact(2).map(|t| Timing {
+                ms: t[1].saturating_sub(t[0]) as f64 * period * 1e-6,
+            }));
+        }
+        Ok(Some(times))
+    }
+}
+
+fn record(pass: &mut wgpu::ComputePass, step: &Step) {
+    pass.set_pipeline(&step.kernel.pipeline);
+    for (index, group) in step.groups.iter().enumerate() {
+        pass.set_bind_group(index as u32, group, &[]);
+    }
+    let [x, y, z] = step.dims;
+    pass.dispatch_workgroups(x, y, z);
+}

@@ -1,0 +1,199 @@
+//! From an op to dispatches: what an op sees when the plan asks it to lower itself.
+
+use bytemuck::Pod;
+
+use super::weight::{Chunk, Vector, weight_part};
+use super::{Node, Shape};
+use crate::gpu::{Bind, Buffer, Caps, Elem, Spec};
+use crate::quant::Format;
+use crate::{Error, Result};
+
+/// Which shaders a plan is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kernels {
+    /// The fast ones.
+    #[default]
+    Fast,
+    /// shaders/reference: one invocation per output element, no shared memory.
+    Reference,
+}
+
+/// Memory of a value: a slot of the plan or a buffer of its own.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    Slot(usize),
+    Buffer(Buffer),
+}
+
+/// An input or the output of an op being lowered.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    pub shape: Shape,
+    pub elem: Elem,
+    pub(crate) place: Place,
+}
+
+/// A storage binding of group 0, in the order of the shader's bindings from 1 on (0 is the params).
+#[derive(Clone, Debug)]
+pub enum Arg {
+    Operand(Operand),
+    Vector(Vector),
+    /// A binding that this Spec never reads.
+    Nothing,
+}
+
+impl From<&Operand> for Arg {
+    fn from(operand: &Operand) -> Arg {
+        Arg::Operand(operand.clone())
+    }
+}
+impl From<&Vector> for Arg {
+    fn from(vector: &Vector) -> Arg {
+        Arg::Vector(vector.clone())
+    }
+}
+impl From<Option<&Vector>> for Arg {
+    fn from(vector: Option<&Vector>) -> Arg {
+        vector.map_or(Arg::Nothing, Arg::from)
+    }
+}
+impl From<Option<&Operand>> for Arg {
+    fn from(operand: Option<&Operand>) -> Arg {
+        operand.map_or(Arg::Nothing, Arg::from)
+    }
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    pub spec: Spec,
+    /// Bytes of the op's `Params` (uniform, group 0 binding 0).
+    pub params: Vec<u8>,
+    pub args: Vec<Arg>,
+    /// The window of a weight bound as group 1.
+    pub weight: Option<Chunk>,
+    /// Workgroups in x, y, z.
+    pub groups: [u32; 3],
+    /// Loop iterations of the busiest invocation, all loops added up. Software drivers stop at 65,535
+    /// and return wrong numbers; the plan refuses more than 32,768.
+    pub trips: u64,
+    /// Floating-point operations, for reports and for splitting submissions.
+    pub flops: u64,
+}
+
+impl Dispatch {
+    /// A launch of `spec` with these params; the rest by the methods below.
+    pub fn new<P: Pod>(spec: Spec, params: &P) -> Dispatch {
+        Dispatch {
+            spec,
+            params: bytemuck::bytes_of(params).to_vec(),
+            args: Vec::new(),
+            weight: None,
+            groups: [1, 1, 1],
+            trips: 0,
+            flops: 0,
+        }
+    }
+    pub fn arg(mut self, arg: impl Into<Arg>) -> Dispatch {
+        self.args.push(arg.into());
+        self
+    }
+    /// Binds a window of a weight and joins the part that decodes its format.
+    pub fn weight(mut self, chunk: &Chunk, format: Format) -> Dispatch {
+        self.spec = weight_part(self.spec, format);
+        self.weight = Some(chunk.clone());
+        self
+    }
+    pub fn groups(mut self, x: usize, y: usize, z: usize) -> Dispatch {
+        self.groups = [x as u32, y as u32, z as u32];
+        self
+    }
+    /// As many workgroups of `size` invocations as `count` items need, folded into two dimensions so
+    /// that none exceeds 65,535. The shader's item is
+    /// `id.y * groups.x * size + id.x`, with `@builtin(num_workgroups) groups`.
+    pub fn linear(mut self, count: usize, size: usize) -> Dispatch {
+        let groups = count.div_ceil(size).max(1);
+        let y = groups.div_ceil(65_535);
+        self.groups = [groups.div_ceil(y) as u32, y as u32, 1];
+        self
+    }
+    pub fn trips(mut self, trips: usize) -> Dispatch {
+        self.trips = trips as u64;
+        self
+    }
+    pub fn flops(mut self, flops: usize) -> Dispatch {
+        self.flops = flops as u64;
+        self
+    }
+}
+
+/// Most loop iterations that one invocation may run.
+pub const MAX_TRIPS: u64 = 32_768;
+
+/// What an op sees while it is lowered.
+pub struct Lower<'a> {
+    pub caps: &'a Caps,
+    pub kernels: Kernels,
+    /// How the graph stores activations.
+    pub act: Elem,
+    pub(crate) node: &'a Node,
+    pub(crate) inputs: Vec<Operand>,
+    pub(crate) output: Operand,
+    pub(crate) scratch: &'a mut dyn FnMut(u64) -> usize,
+    pub(crate) dispatches: Vec<Dispatch>,
+}
+
+impl Lower<'_> {
+    /// Input number `i`, if the op was recorded with that many.
+    pub fn input(&self, i: usize) -> Result<&Operand> {
+        self.inputs.get(i).ok_or_else(|| {
+            Error::Runtime(format!("{}:{}: the op has no input {i}", self.node.at.file(), self.node.at.line()))
+        })
+    }
+    pub fn inputs(&self) -> &[Operand] {
+        &self.inputs
+    }
+    pub fn output(&self) -> &Operand {
+        &self.output
+    }
+    /// Memory for this op alone (partial sums and the like).
+    pub fn scratch(&mut self, shape: impl Into<Shape>, elem: Elem) -> Operand {
+        let shape = shape.into();
+        let slot = (self.scratch)(shape.len() as u64 * elem.bytes());
+        Operand { shape, elem, place: Place::Slot(slot) }
+    }
+    pub fn reference(&self) -> bool {
+        self.kernels == Kernels::Reference
+    }
+    /// Emits a launch.
+    ///
+    /// # Errors
+    /// If an invocation would loop more often than software drivers can.
+    pub fn dispatch(&mut self, dispatch: Dispatch) -> Result<()> {
+        if dispatch.trips > MAX_TRIPS {
+            return Err(Error::Runtime(format!(
+                "{}:{}: {} would loop {} times in one invocation, at most {MAX_TRIPS} are safe; \
+                 take a smaller size",
+                self.node.at.file(),
+                self.node.at.line(),
+                dispatch.spec.source.name,
+                dispatch.trips
+            )));
+        }
+        self.dispatches.push(dispatch);
+        Ok(())
+    }
+}
+
+impl Arg {
+    pub(crate) fn bind(&self, slots: &[Buffer]) -> Option<Bind> {
+        match self {
+            Arg::Operand(o) => Some(match &o.place {
+                Place::Slot(i) => Bind::whole(&slots[*i]),
+                Place::Buffer(b) => Bind::whole(b),
+            }),
+            Arg::Vector(v) => Some(Bind::whole(&v.buffer)),
+            Arg::Nothing => None,
+        }
+    }
+}

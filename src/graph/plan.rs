@@ -1,0 +1,370 @@
+//! A graph after fusion, buffer assignment and kernel compilation: replayed as often as wanted.
+
+use std::collections::{HashMap, HashSet};
+
+use half::f16;
+
+use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
+use super::{Graph, Home, Node, fuse, storage};
+use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, Step, interrupted};
+use crate::tensor::{Data, Tensor};
+use crate::{Error, Result};
+
+/// Choices made once per plan.
+#[derive(Clone, Debug, Default)]
+pub struct PlanOptions {
+    pub kernels: Kernels,
+    /// Keep every tapped value readable. Taps prevent fusion and reuse of memory.
+    pub taps: bool,
+    /// Keep fusion off (to measure what it changes).
+    pub no_fusion: bool,
+    /// Fill all planned memory with NaN first, so that a value nobody wrote shows.
+    pub poison: bool,
+}
+
+/// A value of the plan that the host can name.
+#[derive(Clone, Debug)]
+struct Named {
+    buffer: Buffer,
+    shape: super::Shape,
+    elem: Elem,
+}
+
+/// What one launch is called and costs, for reports.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub op: &'static str,
+    pub kernel: String,
+    pub flops: u64,
+}
+
+/// A computation ready to run.
+pub struct Plan {
+    gpu: Gpu,
+    steps: Vec<Step>,
+    launches: Vec<Launch>,
+    inputs: HashMap<String, Named>,
+    outputs: Vec<(String, Named)>,
+    taps: Vec<(String, Named)>,
+    activation_bytes: u64,
+}
+
+/// Work in one submission: about a tenth of a second, so that no watchdog of a driver fires and Ctrl-C
+/// is answered.
+const FLOPS_PER_SUBMISSION_SOFTWARE: u64 = 1 << 30;
+const FLOPS_PER_SUBMISSION: u64 = 1 << 37;
+
+impl Plan {
+    /// Plans a graph for a device.
+    ///
+    /// # Errors
+    /// The graph's first shape error, a kernel that does not compile, an allocation beyond the budget.
+    pub fn new(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Plan> {
+        graph.finish()?;
+        if graph.act() == Elem::F16 && !gpu.caps().f16 {
+            let name = &gpu.adapter().name;
+            return Err(Error::Usage(format!("{name} has no f16 in shaders; use f32 activations")));
+        }
+        let mut nodes = graph.nodes.borrow().clone();
+        let outputs = graph.outputs.borrow().clone();
+        let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
+        let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
+        let live = live_nodes(&mut nodes, &roots, options);
+
+        let mut builder = Builder { gpu, options, act: graph.act(), leaves: HashMap::new(), slots: Default::default() };
+        let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
+        let slots = builder.allocate()?;
+        let (steps, launches) = builder.compile(&nodes, dispatches, &owners, &slots)?;
+        let named = |list: Vec<(String, usize)>| -> Vec<(String, Named)> {
+            list.into_iter().map(|(name, id)| (name, builder.named(&nodes, id, &slots))).collect()
+        };
+        let inputs = nodes.iter().enumerate().filter_map(|(id, n)| match &n.home {
+            Home::Input(name) => Some((name.clone(), id)),
+            _ => None,
+        });
+        let inputs = named(inputs.filter(|(_, id)| live[*id]).collect()).into_iter().collect();
+        let (outputs, taps) = (named(outputs), named(taps));
+        let activation_bytes = slots.iter().map(Buffer::bytes).sum();
+        Ok(Plan { gpu: gpu.clone(), steps, launches, inputs, outputs, taps, activation_bytes })
+    }
+
+    /// Writes an input: f32 values are stored as the input's element type.
+    pub fn set(&self, name: &str, values: &[f32]) -> Result<()> {
+        let input = self.named(name)?;
+        check_len(name, input, values.len())?;
+        match input.elem {
+            Elem::F16 => {
+                let half: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+                self.gpu.write(&input.buffer, 0, bytemuck::cast_slice(&half))
+            }
+            Elem::F32 => self.gpu.write(&input.buffer, 0, bytemuck::cast_slice(values)),
+            Elem::U32 => Err(Error::Runtime(format!("input {name} holds integers"))),
+        }
+    }
+    /// Writes an integer input (token ids, positions).
+    pub fn set_u32(&self, name: &str, values: &[u32]) -> Result<()> {
+        let input = self.named(name)?;
+        check_len(name, input, values.len())?;
+        self.gpu.write(&input.buffer, 0, bytemuck::cast_slice(values))
+    }
+    /// The memory of an input or output, to connect plans.
+    pub fn buffer(&self, name: &str) -> Result<&Buffer> {
+        self.named(name).map(|n| &n.buffer)
+    }
+
+    /// Runs everything; returns when the work is submitted (reads wait for it).
+    pub fn run(&self) -> Result<()> {
+        let most = if self.gpu.caps().software { FLOPS_PER_SUBMISSION_SOFTWARE } else { FLOPS_PER_SUBMISSION };
+        let mut commands = Vec::new();
+        let mut flops = 0;
+        for (step, launch) in self.steps.iter().zip(&self.launches) {
+            if flops + launch.flops > most && !commands.is_empty() {
+                self.gpu.submit(&commands)?;
+                interrupted()?;
+                commands.clear();
+                flops = 0;
+            }
+            commands.push(Command::Run(step));
+            flops += launch.flops;
+        }
+        self.gpu.submit(&commands)
+    }
+
+    /// Reads an output (or input) as f32.
+    pub fn read(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.tensor(self.named(name)?)?.to_f32())
+    }
+    /// Reads an integer output.
+    pub fn read_u32(&self, name: &str) -> Result<Vec<u32>> {
+        let named = self.named(name)?;
+        let bytes = self.gpu.read(&named.buffer, 0, named.shape.len() as u64 * 4)?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+    /// Every tapped value, in recording order. Empty unless the plan was made with taps.
+    pub fn taps(&self) -> Result<Vec<(String, Tensor)>> {
+        self.taps.iter().map(|(name, n)| Ok((name.clone(), self.tensor(n)?))).collect()
+    }
+    /// Bytes of activations.
+    pub fn activation_bytes(&self) -> u64 {
+        self.activation_bytes
+    }
+    pub fn launches(&self) -> &[Launch] {
+        &self.launches
+    }
+    /// Floating-point operations of one run.
+    pub fn flops(&self) -> u64 {
+        self.launches.iter().map(|l| l.flops).sum()
+    }
+    /// Milliseconds of each launch on the device, where it has timestamps.
+    pub fn profile(&self) -> Result<Option<Vec<(Launch, f64)>>> {
+        let steps: Vec<&Step> = self.steps.iter().collect();
+        let times = self.gpu.time(&steps)?;
+        Ok(times.map(|t| self.launches.iter().cloned().zip(t.into_iter().map(|t| t.ms)).collect()))
+    }
+
+    fn tensor(&self, named: &Named) -> Result<Tensor> {
+        let bytes = self.gpu.read(&named.buffer, 0, named.shape.len() as u64 * named.elem.bytes())?;
+        let data = match named.elem {
+            Elem::F32 => Data::F32(bytemuck::pod_collect_to_vec(&bytes)),
+            Elem::F16 => Data::F16(bytemuck::pod_collect_to_vec(&bytes)),
+            Elem::U32 => Data::U32(bytemuck::pod_collect_to_vec(&bytes)),
+        };
+        Ok(Tensor { shape: named.shape.dims().to_vec(), data })
+    }
+
+    fn named(&self, name: &str) -> Result<&Named> {
+        let output = || self.outputs.iter().find(|(n, _)| n == name).map(|(_, n)| n);
+        self.inputs.get(name).or_else(output).ok_or_else(|| {
+            Error::Runtime(format!("the plan has no live input or output named \"{name}\""))
+        })
+    }
+}
+
+fn check_len(name: &str, named: &Named, len: usize) -> Result<()> {
+    if named.shape.len() == len {
+        return Ok(());
+    }
+    Err(Error::Runtime(format!("input {name} has shape {:?}, got {len} values", named.shape)))
+}
+
+fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec<bool> {
+    let mut kept: HashSet<usize> = roots.iter().copied().collect();
+    if options.no_fusion {
+        kept.extend(0..0);
+        let mut live = vec![false; nodes.len()];
+        for id in (0..nodes.len()).rev() {
+            live[id] |= kept.contains(&id);
+            if live[id] {
+                nodes[id].inputs.iter().for_each(|i| live[*i] = true);
+            }
+        }
+        return live;
+    }
+    // A view keeps its source's memory alive, but the source may still be fused away only if it is
+    // not itself read by name.
+    for id in roots {
+        kept.insert(storage::root(nodes, *id));
+    }
+    fuse::fuse(nodes, &kept)
+}
+
+struct Builder<'a> {
+    gpu: &'a Gpu,
+    options: &'a PlanOptions,
+    act: Elem,
+    leaves: HashMap<usize, Buffer>,
+    slots: storage::Slots,
+}
+
+impl Builder<'_> {
+    /// Lowers every live op in recording order, taking and giving back slots on the way. Returns the
+    /// dispatches and, for each, the node it belongs to.
+    fn lower(
+        &mut self,
+        nodes: &[Node],
+        live: &[bool],
+        roots: &[usize],
+    ) -> Result<(Vec<Dispatch>, Vec<usize>)> {
+        let last = storage::last_uses(nodes, live, roots);
+        let (mut dispatches, mut owners) = (Vec::new(), Vec::new());
+        for (id, node) in nodes.iter().enumerate().filter(|(id, _)| live[*id]) {
+            self.place(nodes, id)?;
+            if let Some(op) = &node.op {
+                let inputs = node.inputs.iter().map(|i| self.operand(nodes, *i)).collect();
+                let output = self.operand(nodes, id);
+                let slots = &mut self.slots;
+                let mut taken = Vec::new();
+                let mut scratch = |bytes| {
+                    let slot = slots.take(bytes);
+                    taken.push(slot);
+                    slot
+                };
+                let mut cx = Lower {
+                    caps: self.gpu.caps(),
+                    kernels: self.options.kernels,
+                    act: self.act,
+                    node,
+                    inputs,
+                    output,
+                    scratch: &mut scratch,
+                    dispatches: Vec::new(),
+                };
+                op.lower(&mut cx)?;
+                owners.extend(cx.dispatches.iter().map(|_| id));
+                dispatches.append(&mut cx.dispatches);
+                taken.into_iter().for_each(|slot| self.slots.give_back(slot));
+            }
+            let mut done: Vec<usize> = node.inputs.iter().map(|i| storage::root(nodes, *i)).collect();
+            done.push(storage::root(nodes, id));
+            done.sort_unstable();
+            done.dedup();
+            for root in done.into_iter().filter(|r| last.get(r) == Some(&id)) {
+                if let Some(slot) = self.slots.of.get(&root) {
+                    self.slots.give_back(*slot);
+                }
+            }
+        }
+        Ok((dispatches, owners))
+    }
+
+    /// Finds memory for a node that needs its own.
+    fn place(&mut self, nodes: &[Node], id: usize) -> Result<()> {
+        let node = &nodes[id];
+        if storage::root(nodes, id) != id {
+            return Ok(());
+        }
+        let bytes = node.shape.len() as u64 * node.elem.bytes();
+        let buffer = match &node.home {
+            Home::Planned => {
+                let slot = self.slots.take(bytes);
+                self.slots.of.insert(id, slot);
+                return Ok(());
+            }
+            Home::External(buffer) => buffer.clone(),
+            Home::Input(name) => self.gpu.buffer(name, bytes)?,
+            Home::Literal(data) => {
+                let buffer = self.gpu.buffer("literal", bytes)?;
+                match node.elem {
+                    Elem::F16 => {
+                        let half: Vec<f16> = data.iter().map(|v| f16::from_f32(*v)).collect();
+                        self.gpu.write(&buffer, 0, bytemuck::cast_slice(&half))?;
+                    }
+                    _ => self.gpu.write(&buffer, 0, bytemuck::cast_slice(data.as_slice()))?,
+                }
+                buffer
+            }
+        };
+        self.leaves.insert(id, buffer);
+        Ok(())
+    }
+
+    fn operand(&self, nodes: &[Node], id: usize) -> Operand {
+        let root = storage::root(nodes, id);
+        let place = match self.slots.of.get(&root) {
+            Some(slot) if storage::is_planned(&nodes[root]) => Place::Slot(*slot),
+            _ => Place::Buffer(self.leaves[&root].clone()),
+        };
+        Operand { shape: nodes[id].shape, elem: nodes[id].elem, place }
+    }
+
+    fn named(&self, nodes: &[Node], id: usize, slots: &[Buffer]) -> Named {
+        let operand = self.operand(nodes, id);
+        let buffer = match operand.place {
+            Place::Slot(slot) => slots[slot].clone(),
+            Place::Buffer(buffer) => buffer,
+        };
+        Named { buffer, shape: operand.shape, elem: operand.elem }
+    }
+
+    fn allocate(&self) -> Result<Vec<Buffer>> {
+        let mut buffers = Vec::new();
+        for bytes in &self.slots.sizes {
+            let buffer = self.gpu.buffer("activations", *bytes)?;
+            if self.options.poison {
+                self.gpu.write(&buffer, 0, &vec![0xff; buffer.bytes() as usize])?;
+            }
+            buffers.push(buffer);
+        }
+        Ok(buffers)
+    }
+
+    /// Compiles every kernel, writes all params into one buffer and binds everything.
+    fn compile(
+        &self,
+        nodes: &[Node],
+        dispatches: Vec<Dispatch>,
+        owners: &[usize],
+        slots: &[Buffer],
+    ) -> Result<(Vec<Step>, Vec<Launch>)> {
+        let align = u64::from(self.gpu.caps().uniform_align).max(16);
+        let mut offsets = Vec::new();
+        let mut bytes = Vec::new();
+        for dispatch in &dispatches {
+            offsets.push(bytes.len() as u64);
+            bytes.extend_from_slice(&dispatch.params);
+            bytes.resize(bytes.len().next_multiple_of(align as usize), 0);
+        }
+        let params = self.gpu.uniform("params", bytes.len() as u64)?;
+        if !bytes.is_empty() {
+            self.gpu.write(&params, 0, &bytes)?;
+        }
+        let (mut steps, mut launches) = (Vec::new(), Vec::new());
+        for ((dispatch, offset), owner) in dispatches.iter().zip(offsets).zip(owners) {
+            interrupted()?;
+            let node = &nodes[*owner];
+            let kernel = self.gpu.kernel(&dispatch.spec)?;
+            let size = (dispatch.params.len() as u64).next_multiple_of(16);
+            let mut own = vec![Some(Bind { buffer: params.clone(), offset, bytes: size })];
+            own.extend(dispatch.args.iter().map(|arg: &Arg| arg.bind(slots)));
+            let mut sets = vec![own];
+            sets.extend(dispatch.weight.as_ref().map(|chunk| chunk.binds()));
+            let step = self.gpu.bind(&kernel, &sets, dispatch.groups).map_err(|e| {
+                Error::Runtime(format!("{}:{}: {e}", node.at.file(), node.at.line()))
+            })?;
+            steps.push(step);
+            let op = node.op.as_ref().map_or("", |op| op.name());
+            launches.push(Launch { op, kernel: dispatch.spec.describe(), flops: dispatch.flops });
+        }
+        Ok((steps, launches))
+    }
+}

@@ -1,0 +1,67 @@
+//! Lifetimes → memory: values that never live at the same time share a buffer.
+
+use std::collections::HashMap;
+
+use super::{Home, Node};
+
+/// Sizes of the plan's slots and where each planned node lies.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    pub sizes: Vec<u64>,
+    free: Vec<usize>,
+    /// Slot of a root node.
+    pub of: HashMap<usize, usize>,
+}
+
+impl Slots {
+    /// Takes a slot of at least `bytes`: the free one that is closest in size, enlarged if need be.
+    pub fn take(&mut self, bytes: u64) -> usize {
+        let fit = |slot: &usize| {
+            let size = self.sizes[*slot];
+            if size >= bytes { (0, size - bytes) } else { (1, bytes - size) }
+        };
+        let best = (0..self.free.len()).min_by_key(|i| fit(&self.free[*i]));
+        match best {
+            Some(index) => {
+                let slot = self.free.swap_remove(index);
+                self.sizes[slot] = self.sizes[slot].max(bytes);
+                slot
+            }
+            None => {
+                self.sizes.push(bytes);
+                self.sizes.len() - 1
+            }
+        }
+    }
+    pub fn give_back(&mut self, slot: usize) {
+        self.free.push(slot);
+    }
+}
+
+/// The node whose memory this node's value lies in.
+pub(crate) fn root(nodes: &[Node], mut id: usize) -> usize {
+    while let Some(input) = nodes[id].op.as_ref().and_then(|op| op.in_place()) {
+        id = nodes[id].inputs[input];
+    }
+    id
+}
+
+/// For each root, the last live node that uses its memory.
+pub(crate) fn last_uses(nodes: &[Node], live: &[bool], roots: &[usize]) -> HashMap<usize, usize> {
+    let mut last = HashMap::new();
+    for (id, node) in nodes.iter().enumerate().filter(|(id, _)| live[*id]) {
+        last.insert(root(nodes, id), id);
+        for input in &node.inputs {
+            last.insert(root(nodes, *input), id);
+        }
+    }
+    for id in roots {
+        last.insert(root(nodes, *id), usize::MAX);
+    }
+    last
+}
+
+/// Whether the plan has to find memory for this root.
+pub(crate) fn is_planned(node: &Node) -> bool {
+    matches!(node.home, Home::Planned)
+}

@@ -1,0 +1,168 @@
+//! Weights as they lie on the GPU: packed matrices, cut into windows that fit one storage binding, and
+//! f32 vectors. Every kernel that reads a weight binds one window as its group 1 (see
+//! shaders/parts/weight_*.wgsl).
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::Result;
+use crate::gpu::{Bind, Buffer, Gpu, Source, Spec};
+use crate::quant::{Format, Layout, Packed};
+use crate::source;
+
+/// Rows `row0 .. row0 + rows` of a weight, in buffers of their own.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    pub row0: usize,
+    pub rows: usize,
+    words: Buffer,
+    scales: Option<Buffer>,
+    info: Buffer,
+}
+
+#[derive(Debug)]
+struct Inner {
+    format: Format,
+    layout: Layout,
+    chunks: Vec<Chunk>,
+}
+
+/// A packed matrix `[rows, taps, channels]` on the GPU: F32, F16, Q8 or Q4 is a property of the data.
+#[derive(Clone, Debug)]
+pub struct Weight(Arc<Inner>);
+
+/// `struct WeightInfo` of shaders/parts/weight_*.wgsl; strides count blocks of eight elements.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct WeightInfo {
+    pub row_blocks: u32,
+    pub tap_blocks: u32,
+    pub row_groups: u32,
+    pub tap_groups: u32,
+    pub cubic: f32,
+    pub rows: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+}
+
+const F32_PART: Source = source!("parts/weight_f32.wgsl");
+const F16_PART: Source = source!("parts/weight_f16.wgsl");
+const Q8_PART: Source = source!("parts/weight_q8.wgsl");
+const Q4_PART: Source = source!("parts/weight_q4.wgsl");
+
+impl Weight {
+    /// Copies a packed weight to the GPU, in as many windows as the binding limit asks for.
+    pub fn upload(gpu: &Gpu, label: &str, packed: &Packed) -> Result<Weight> {
+        Weight::upload_windowed(gpu, label, packed, gpu.caps().max_binding_bytes)
+    }
+
+    /// As [`Weight::upload`] with a limit of the caller's (tests use small ones).
+    pub fn upload_windowed(gpu: &Gpu, label: &str, packed: &Packed, limit: u64) -> Result<Weight> {
+        let rows = packed.layout.rows;
+        let row_bytes = (packed.words.len() * 4 / rows.max(1)).max(1) as u64;
+        let window = ((limit / row_bytes).max(1) as usize).min(rows);
+        let mut chunks = Vec::new();
+        let mut row0 = 0;
+        while row0 < rows {
+            let count = window.min(rows - row0);
+            chunks.push(if count == rows {
+                chunk(gpu, label, packed, row0)?
+            } else {
+                chunk(gpu, label, &packed.slice_rows(row0..row0 + count), row0)?
+            });
+            row0 += count;
+        }
+        Ok(Weight(Arc::new(Inner { format: packed.format, layout: packed.layout, chunks })))
+    }
+
+    pub fn format(&self) -> Format {
+        self.0.format
+    }
+    pub fn layout(&self) -> Layout {
+        self.0.layout
+    }
+    pub fn rows(&self) -> usize {
+        self.0.layout.rows
+    }
+    pub fn taps(&self) -> usize {
+        self.0.layout.taps
+    }
+    pub fn channels(&self) -> usize {
+        self.0.layout.channels
+    }
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.0.chunks
+    }
+    /// Bytes on the GPU.
+    pub fn bytes(&self) -> u64 {
+        self.0.chunks.iter().map(|c| c.words.bytes() + c.scales.as_ref().map_or(0, Buffer::bytes)).sum()
+    }
+    /// Number of real weights.
+    pub fn elements(&self) -> usize {
+        let Layout { rows, taps, channels } = self.0.layout;
+        rows * taps * channels
+    }
+}
+
+/// Joins the part that decodes this format.
+pub fn weight_part(spec: Spec, format: Format) -> Spec {
+    match format {
+        Format::F32 => spec.part(F32_PART),
+        Format::F16 => spec.part(F16_PART),
+        Format::Q8 { group } => spec.part(Q8_PART).u32("GROUP", group),
+        Format::Q4 { group, cubic } => {
+            spec.part(Q4_PART).u32("GROUP", group).flag("CUBIC", cubic != 0.0)
+        }
+    }
+}
+
+impl Chunk {
+    /// Group 1 of a kernel joined with [`weight_part`].
+    pub(crate) fn binds(&self) -> Vec<Option<Bind>> {
+        let mut binds = vec![Some(Bind::whole(&self.info)), Some(Bind::whole(&self.words))];
+        binds.extend(self.scales.as_ref().map(|s| Some(Bind::whole(s))));
+        binds
+    }
+}
+
+fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> {
+    let layout = packed.layout;
+    let (group, cubic) = match packed.format {
+        Format::F32 | Format::F16 => (0, 0.0),
+        Format::Q8 { group } => (group, 0.0),
+        Format::Q4 { group, cubic } => (group, cubic),
+    };
+    let groups = if group == 0 { (0, 0) } else { (layout.row_groups(group), layout.groups_per_tap(group)) };
+    let info = WeightInfo {
+        row_blocks: (layout.row_stride() / 8) as u32,
+        tap_blocks: (layout.tap_stride() / 8) as u32,
+        row_groups: groups.0 as u32,
+        tap_groups: groups.1 as u32,
+        cubic,
+        rows: layout.rows as u32,
+        pad0: 0,
+        pad1: 0,
+    };
+    let uniform = gpu.uniform("weight info", std::mem::size_of::<WeightInfo>() as u64)?;
+    gpu.write(&uniform, 0, bytemuck::bytes_of(&info))?;
+    let words = gpu.upload(label, bytemuck::cast_slice(&packed.words))?;
+    let scales = match group {
+        0 => None,
+        _ => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scales))?),
+    };
+    Ok(Chunk { row0, rows: layout.rows, words, scales, info: uniform })
+}
+
+/// A vector of f32 on the GPU: biases and norm parameters.
+#[derive(Clone, Debug)]
+pub struct Vector {
+    pub buffer: Buffer,
+    pub len: usize,
+}
+
+impl Vector {
+    pub fn upload(gpu: &Gpu, label: &str, values: &[f32]) -> Result<Vector> {
+        Ok(Vector { buffer: gpu.upload(label, bytemuck::cast_slice(values))?, len: values.len() })
+    }
+}
