@@ -18,9 +18,9 @@ use std::panic::Location;
 use std::rc::Rc;
 
 pub use lower::{Arg, Dispatch, Kernels, Lower, Operand};
-pub use plan::{Plan, PlanOptions};
+pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;
-pub use weight::{Chunk, Vector, Weight};
+pub use weight::{Chunk, Vector, Weight, WeightInfo, weight_part};
 
 use crate::gpu::{Buffer, Elem};
 use crate::{Error, Result};

@@ -1,0 +1,90 @@
+//! What the op tests share: one device, a way to evaluate a recorded expression, random data, error norms.
+
+use std::sync::OnceLock;
+
+use inknib::gpu::{Elem, Gpu, GpuOptions, Without};
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Var};
+
+/// The device of `INKNIB_TEST_DEVICE` (index or name part; default: the best), without the features in
+/// `INKNIB_WITHOUT` (f16, subgroups, timestamps, limits, all). None, said once, if there is no adapter.
+pub fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| {
+        let without = Without::parse(&std::env::var("INKNIB_WITHOUT").unwrap_or_default()).unwrap();
+        let device = std::env::var("INKNIB_TEST_DEVICE").ok();
+        match Gpu::open(&GpuOptions { device, without, ..Default::default() }) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                println!("skipped: {error}");
+                None
+            }
+        }
+    })
+    .as_ref()
+}
+
+/// Activation types that the device can store.
+pub fn acts(gpu: &Gpu) -> Vec<Elem> {
+    if gpu.caps().f16 { vec![Elem::F32, Elem::F16] } else { vec![Elem::F32] }
+}
+
+pub const BOTH: [Kernels; 2] = [Kernels::Reference, Kernels::Fast];
+
+/// Records an expression, runs it twice over poisoned memory, checks that both runs agree bit for bit, and
+/// returns its value.
+pub fn eval(gpu: &Gpu, kernels: Kernels, act: Elem, build: impl for<'g> Fn(&'g Graph) -> Var<'g>) -> Vec<f32> {
+    let graph = Graph::new(act);
+    let y = build(&graph);
+    graph.output("y", y);
+    let plan = Plan::new(gpu, &graph, &PlanOptions { kernels, poison: true, ..Default::default() }).unwrap();
+    plan.run().unwrap();
+    let first = plan.read("y").unwrap();
+    plan.run().unwrap();
+    let second = plan.read("y").unwrap();
+    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&first), bits(&second), "two runs on one device differ");
+    first
+}
+
+/// Standard normal numbers from a seed (Box-Muller over splitmix64).
+pub fn randn(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..n)
+        .map(|_| ((-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32)
+        .collect()
+}
+
+/// What the device will hold: rounded to f16 where activations are f16.
+pub fn stored(act: Elem, values: &[f32]) -> Vec<f32> {
+    match act {
+        Elem::F16 => values.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect(),
+        _ => values.to_vec(),
+    }
+}
+
+/// Normalised mean squared error: Σ(a−b)² / Σb².
+pub fn nmse(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let error: f64 = got.iter().zip(want).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+    let power: f64 = want.iter().map(|b| b * b).sum();
+    assert!(error.is_finite(), "non-finite values came out");
+    error / power.max(1e-30)
+}
+
+/// NMSE allowed by how a result is stored.
+/// f32: sums of a few thousand products in another order, each step within 2⁻²⁴: (2⁻²⁴)²·K ≈ 1e-12, times 100
+/// for drivers whose exp and sqrt are a few units off.
+/// f16: one store rounds by 2⁻¹¹/√3 relative: NMSE 8e-8, times 4 for fused epilogues.
+pub fn tolerance(act: Elem) -> f64 {
+    match act {
+        Elem::F16 => 3.2e-7,
+        _ => 1e-10,
+    }
+}

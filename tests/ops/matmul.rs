@@ -1,0 +1,74 @@
+use inknib::gpu::Elem;
+use inknib::graph::{Kernels, Vector, Weight};
+use inknib::ops::matmul::{linear, oracle};
+use inknib::ops::pointwise::{Act, activate};
+use inknib::quant::{Layout, Packed, QuantSpec};
+
+use crate::harness::*;
+
+const SPECS: [&str; 6] =
+    ["f32", "f16", "int8-g64", "int4-g32-uniform-absmax", "int4-g64-cubic-mse", "int4-g128-cubic-mse"];
+
+fn check(m: usize, n: usize, k: usize, spec: &str, seed: u64, window: Option<u64>) {
+    let Some(gpu) = gpu() else { return };
+    let spec: QuantSpec = spec.parse().unwrap();
+    let w = randn(seed, n * k);
+    let packed = Packed::pack(&w, Layout::linear(n, k), &spec, None).unwrap();
+    let decoded = packed.decode();
+    let weight = Weight::upload_windowed(gpu, "w", &packed, window.unwrap_or(1 << 27)).unwrap();
+    let bias = randn(seed + 1, n);
+    let vector = Vector::upload(gpu, "bias", &bias).unwrap();
+    for act in acts(gpu) {
+        let x = stored(act, &randn(seed + 2, m * k));
+        let r = stored(act, &randn(seed + 3, m * n));
+        let plain = oracle(&x, &decoded, None, None, Act::None, k);
+        let full = oracle(&x, &decoded, Some(&bias), Some(&r), Act::QuickGelu, k);
+        for kernels in BOTH {
+            let y = eval(gpu, kernels, act, |g| linear(g.literal([m, k], x.clone()), &weight, None));
+            let e = nmse(&y, &plain);
+            assert!(e <= tolerance(act), "{kernels:?} {act:?} {m}x{n}x{k} {spec}: {e:.2e}");
+            let y = eval(gpu, kernels, act, |g| {
+                let y = linear(g.literal([m, k], x.clone()), &weight, Some(&vector));
+                g.literal([m, n], r.clone()) + activate(y, Act::QuickGelu)
+            });
+            let e = nmse(&y, &full);
+            assert!(e <= tolerance(act), "epilogue {kernels:?} {act:?} {m}x{n}x{k} {spec}: {e:.2e}");
+        }
+    }
+}
+
+#[test]
+fn every_format_at_odd_shapes() {
+    for (i, spec) in SPECS.iter().enumerate() {
+        for (m, n, k) in [(1, 33, 172), (3, 8, 64), (5, 17, 9), (13, 40, 200), (64, 64, 128)] {
+            check(m, n, k, spec, 10 + i as u64, None);
+        }
+    }
+}
+
+#[test]
+fn a_weight_larger_than_one_binding_is_windowed() {
+    // 50 rows of 128 f32 in windows of at most 16 rows.
+    check(7, 50, 128, "f32", 3, Some(16 * 128 * 4));
+    check(1, 50, 128, "int4-g64-cubic-mse", 4, Some(16 * 128 / 2));
+}
+
+#[test]
+fn vec_lanes_and_large_sizes_agree_with_the_oracle() {
+    check(2, 300, 1024, "int4-g64-cubic-mse", 5, None);
+    check(130, 72, 320, "int4-g64-cubic-mse", 6, None);
+}
+
+#[test]
+fn a_shape_error_names_the_line_of_the_model() {
+    let Some(gpu) = gpu() else { return };
+    let packed = Packed::pack(&randn(1, 64), Layout::linear(8, 8), &QuantSpec::F32, None).unwrap();
+    let weight = Weight::upload(gpu, "w", &packed).unwrap();
+    let graph = inknib::graph::Graph::new(Elem::F32);
+    let y = linear(graph.input("x", [2, 9], Elem::F32), &weight, None);
+    let line = line!() - 1;
+    graph.output("y", y + y);
+    let error = graph.finish().unwrap_err().to_string();
+    assert!(error.contains(&format!("matmul.rs:{line}: matmul: x [2, 9]")), "{error}");
+    assert_ne!(Kernels::Fast, Kernels::Reference);
+}

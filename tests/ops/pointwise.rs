@@ -1,0 +1,45 @@
+use inknib::ops::pointwise::{Act, activate, gated, geglu};
+
+use crate::harness::*;
+
+#[test]
+fn activations_sums_products_and_gates() {
+    let Some(gpu) = gpu() else { return };
+    for act in acts(gpu) {
+        for (rows, c) in [(3, 5), (7, 64), (1, 4), (65, 12)] {
+            let a = stored(act, &randn(1, rows * c).iter().map(|v| v * 3.0).collect::<Vec<_>>());
+            let b = stored(act, &randn(2, rows * c));
+            let v = stored(act, &randn(3, c));
+            let both = |f: &dyn Fn(f64, f64) -> f64| -> Vec<f64> {
+                a.iter().zip(&b).map(|(a, b)| f(f64::from(*a), f64::from(*b))).collect()
+            };
+            for kernels in BOTH {
+                let check = |name: &str, got: Vec<f32>, want: Vec<f64>| {
+                    let e = nmse(&got, &want);
+                    assert!(e <= tolerance(act), "{name} {kernels:?} {act:?} {rows}x{c}: {e:.2e}");
+                };
+                for f in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh] {
+                    let y = eval(gpu, kernels, act, |g| activate(g.literal([rows, c], a.clone()), f));
+                    check("activation", y, a.iter().map(|x| f.oracle(f64::from(*x))).collect());
+                }
+                let y = eval(gpu, kernels, act, |g| {
+                    g.literal([rows, c], a.clone()) + g.literal([rows, c], b.clone())
+                });
+                check("add", y, both(&|a, b| a + b));
+                let y = eval(gpu, kernels, act, |g| 2.5 * (g.literal([rows, c], a.clone()) * g.literal([c], v.clone())));
+                let want = a.iter().enumerate().map(|(i, x)| 2.5 * f64::from(*x) * f64::from(v[i % c]));
+                check("broadcast", y, want.collect());
+                let y = eval(gpu, kernels, act, |g| {
+                    gated(g.literal([rows, c], a.clone()), g.literal([rows, c], b.clone()), Act::Silu)
+                });
+                check("gate", y, both(&|a, b| Act::Silu.oracle(a) * b));
+                let joined = stored(act, &randn(4, rows * 2 * c));
+                let y = eval(gpu, kernels, act, |g| geglu(g.literal([rows, 2 * c], joined.clone())));
+                let want = joined.chunks(2 * c).flat_map(|row| {
+                    (0..c).map(|i| f64::from(row[i]) * Act::Gelu.oracle(f64::from(row[c + i]))).collect::<Vec<_>>()
+                });
+                check("geglu", y, want.collect());
+            }
+        }
+    }
+}
