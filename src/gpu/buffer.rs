@@ -18,7 +18,11 @@ pub struct Ledger {
 
 impl Ledger {
     pub(super) fn new(budget: Option<u64>) -> Ledger {
-        Ledger { used: AtomicU64::new(0), peak: AtomicU64::new(0), budget: budget.unwrap_or(u64::MAX) }
+        Ledger {
+            used: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            budget: budget.unwrap_or(u64::MAX),
+        }
     }
     /// Bytes held now.
     pub fn used(&self) -> u64 {
@@ -86,8 +90,12 @@ impl Buffer {
             )));
         }
         ledger.take(label, bytes)?;
-        let desc =
-            wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false };
+        let desc = wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes,
+            usage,
+            mapped_at_creation: false,
+        };
         let raw = device.create_buffer(&desc);
         Ok(Buffer(Arc::new(Inner { raw, bytes, ledger: ledger.clone() })))
     }

@@ -45,7 +45,9 @@ impl Without {
                 "subgroups" => without.subgroups = true,
                 "timestamps" => without.timestamps = true,
                 "limits" => without.limits = true,
-                "all" => without = Without { f16: true, subgroups: true, timestamps: true, limits: true },
+                "all" => {
+                    without = Without { f16: true, subgroups: true, timestamps: true, limits: true }
+                }
                 other => {
                     return Err(crate::Error::Usage(format!(
                         "unknown feature \"{other}\"; one of f16, subgroups, timestamps, limits, all"
@@ -69,7 +71,8 @@ impl Caps {
             subgroup_max: info.subgroup_max_size,
             timestamps: !without.timestamps
                 && features.contains(
-                    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS,
+                    wgpu::Features::TIMESTAMP_QUERY
+                        | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS,
                 ),
             int_dot: true,
             coop_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),

@@ -57,7 +57,8 @@ pub fn prepare_environment() {
 
 fn instance() -> wgpu::Instance {
     let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
-    desc.backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY | wgpu::Backends::GL);
+    desc.backends =
+        wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY | wgpu::Backends::GL);
     desc.flags = wgpu::InstanceFlags::empty().with_env();
     desc.backend_options = wgpu::BackendOptions::from_env_or_default();
     wgpu::Instance::new(desc)
@@ -95,11 +96,7 @@ fn summary(index: usize, adapter: &wgpu::Adapter, without: Without) -> AdapterSu
 
 /// All adapters, best first.
 pub fn adapters() -> Vec<AdapterSummary> {
-    ranked(&instance())
-        .iter()
-        .enumerate()
-        .map(|(i, a)| summary(i, a, Without::default()))
-        .collect()
+    ranked(&instance()).iter().enumerate().map(|(i, a)| summary(i, a, Without::default())).collect()
 }
 
 pub(super) struct Inner {
@@ -135,7 +132,8 @@ impl Gpu {
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SHADER_F16, caps.f16);
         features.set(wgpu::Features::SUBGROUP, caps.subgroups);
-        let stamps = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        let stamps =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
         features.set(stamps, caps.timestamps);
         let limits =
             if options.without.limits { wgpu::Limits::default() } else { adapter.limits() };
@@ -248,7 +246,8 @@ fn choose(all: &[wgpu::Adapter], options: &GpuOptions) -> Result<usize> {
         Err(_) => names.iter().position(|n| n.to_lowercase().contains(&wanted.to_lowercase())),
     };
     found.ok_or_else(|| {
-        let list: Vec<String> = names.iter().enumerate().map(|(i, n)| format!("{i} = {n}")).collect();
+        let list: Vec<String> =
+            names.iter().enumerate().map(|(i, n)| format!("{i} = {n}")).collect();
         Error::NoAdapter(format!("no adapter \"{wanted}\"; there are: {}", list.join(", ")))
     })
 }

@@ -69,7 +69,12 @@ fn compile(device: &wgpu::Device, spec: &Spec) -> Result<Kernel> {
 }
 
 /// The driver's message with lines of our own files in place of lines of the joined text.
-fn explain(spec: &Spec, linked: &Linked, module: &wgpu::ShaderModule, error: &wgpu::Error) -> Error {
+fn explain(
+    spec: &Spec,
+    linked: &Linked,
+    module: &wgpu::ShaderModule,
+    error: &wgpu::Error,
+) -> Error {
     let info = pollster::block_on(module.get_compilation_info());
     let places: Vec<String> = info
         .messages

@@ -92,7 +92,11 @@ mod tests {
     fn lines_map_back_to_their_files_and_directives_are_lifted() {
         let spec = Spec::new(OP).part(PART).u32("TILE", 8).alias("act", crate::gpu::Elem::F16);
         let native = link(&spec, Target::Native);
-        assert!(native.text.starts_with("enable f16;\nconst TILE: u32 = 8u;\nalias act = f16;\n// op\n\n"));
+        assert!(
+            native
+                .text
+                .starts_with("enable f16;\nconst TILE: u32 = 8u;\nalias act = f16;\n// op\n\n")
+        );
         let line = native.text.lines().position(|l| l == "fn other() {}").unwrap() + 1;
         assert_eq!(native.locate(line), ("parts/p.wgsl", 2));
         let line = native.text.lines().position(|l| l == "fn main() {}").unwrap() + 1;

@@ -11,7 +11,9 @@ mod spec;
 
 pub use buffer::{Buffer, Ledger, mib};
 pub use caps::{Caps, Without};
-pub use device::{AdapterSummary, Gpu, GpuOptions, adapters, interrupt, interrupted, prepare_environment};
+pub use device::{
+    AdapterSummary, Gpu, GpuOptions, adapters, interrupt, interrupted, prepare_environment,
+};
 pub use kernel::Kernel;
 pub use link::{Linked, Target, link};
 pub use queue::{Bind, Command, Step, Timing};

@@ -39,7 +39,13 @@ pub struct Step {
 pub enum Command<'a> {
     Run(&'a Step),
     /// Copies bytes from one buffer to another.
-    Copy { from: &'a Buffer, from_offset: u64, to: &'a Buffer, to_offset: u64, bytes: u64 },
+    Copy {
+        from: &'a Buffer,
+        from_offset: u64,
+        to: &'a Buffer,
+        to_offset: u64,
+        bytes: u64,
+    },
 }
 
 /// Milliseconds of one step on the device.
@@ -51,7 +57,12 @@ pub struct Timing {
 impl Gpu {
     /// Binds buffers to a kernel. `sets[g]` is bind group g, in binding order; `None` binds a buffer of
     /// zeros (a binding that this Spec never reads still has to be there).
-    pub fn bind(&self, kernel: &Arc<Kernel>, sets: &[Vec<Option<Bind>>], dims: [u32; 3]) -> Result<Step> {
+    pub fn bind(
+        &self,
+        kernel: &Arc<Kernel>,
+        sets: &[Vec<Option<Bind>>],
+        dims: [u32; 3],
+    ) -> Result<Step> {
         let device = &self.inner.device;
         let limit = self.caps().max_workgroups_per_dimension;
         if dims.iter().any(|d| *d > limit) {
@@ -98,7 +109,13 @@ impl Gpu {
         while let Some(command) = rest.first() {
             match command {
                 Command::Copy { from, from_offset, to, to_offset, bytes } => {
-                    encoder.copy_buffer_to_buffer(from.raw(), *from_offset, to.raw(), *to_offset, *bytes);
+                    encoder.copy_buffer_to_buffer(
+                        from.raw(),
+                        *from_offset,
+                        to.raw(),
+                        *to_offset,
+                        *bytes,
+                    );
                     rest = &rest[1..];
                 }
                 Command::Run(_) => {
@@ -169,8 +186,15 @@ impl Gpu {
     pub fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let padded = bytes.next_multiple_of(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = Buffer::new(&self.inner.device, &self.inner.ledger, "read-back", padded, usage)?;
-        self.submit(&[Command::Copy { from: buffer, from_offset: offset, to: &staging, to_offset: 0, bytes: padded }])?;
+        let staging =
+            Buffer::new(&self.inner.device, &self.inner.ledger, "read-back", padded, usage)?;
+        self.submit(&[Command::Copy {
+            from: buffer,
+            from_offset: offset,
+            to: &staging,
+            to_offset: 0,
+            bytes: padded,
+        }])?;
         let (send, receive) = mpsc::channel();
         staging.raw().map_async(wgpu::MapMode::Read, 0..padded, move |r| {
             let _ = send.send(r);
@@ -213,9 +237,10 @@ impl Gpu {
             encoder.resolve_query_set(&set, 0..count, stamps.raw(), 0);
             queue.submit([encoder.finish()]);
             let raw: Vec<u64> = bytemuck::pod_collect_to_vec(&self.read(&stamps, 0, bytes)?);
-            times.extend(raw.chunks_exact(2).map(|t| Timing {
-                ms: t[1].saturating_sub(t[0]) as f64 * period * 1e-6,
-            }));
+            times.extend(
+                raw.chunks_exact(2)
+                    .map(|t| Timing { ms: t[1].saturating_sub(t[0]) as f64 * period * 1e-6 }),
+            );
         }
         Ok(Some(times))
     }

@@ -48,7 +48,8 @@ impl Source {
     pub fn text(&self) -> std::borrow::Cow<'static, str> {
         #[cfg(feature = "hot-reload")]
         {
-            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders").join(self.name);
+            let path =
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders").join(self.name);
             if let Ok(text) = std::fs::read_to_string(path) {
                 return text.into();
             }
@@ -149,7 +150,11 @@ impl Spec {
     pub fn describe(&self) -> String {
         let mut text = self.source.name.to_string();
         for part in &self.parts {
-            let _ = write!(text, " {}", part.name.trim_start_matches("parts/").trim_end_matches(".wgsl"));
+            let _ = write!(
+                text,
+                " {}",
+                part.name.trim_start_matches("parts/").trim_end_matches(".wgsl")
+            );
         }
         for (name, value) in &self.head {
             let _ = match value {

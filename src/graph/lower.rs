@@ -147,7 +147,11 @@ impl Lower<'_> {
     /// Input number `i`, if the op was recorded with that many.
     pub fn input(&self, i: usize) -> Result<&Operand> {
         self.inputs.get(i).ok_or_else(|| {
-            Error::Runtime(format!("{}:{}: the op has no input {i}", self.node.at.file(), self.node.at.line()))
+            Error::Runtime(format!(
+                "{}:{}: the op has no input {i}",
+                self.node.at.file(),
+                self.node.at.line()
+            ))
         })
     }
     pub fn inputs(&self) -> &[Operand] {

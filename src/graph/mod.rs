@@ -157,7 +157,9 @@ impl Graph {
     #[track_caller]
     pub fn invalid(&self, message: String) -> Var<'_> {
         let at = Location::caller();
-        self.error.borrow_mut().get_or_insert_with(|| format!("{}:{}: {message}", at.file(), at.line()));
+        self.error
+            .borrow_mut()
+            .get_or_insert_with(|| format!("{}:{}: {message}", at.file(), at.line()));
         let (shape, home) = (Shape::default(), Home::Planned);
         self.push(Node { op: None, inputs: vec![], shape, elem: self.act, home, at, valid: false })
     }

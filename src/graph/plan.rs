@@ -71,7 +71,13 @@ impl Plan {
         let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
         let live = live_nodes(&mut nodes, &roots, options);
 
-        let mut builder = Builder { gpu, options, act: graph.act(), leaves: HashMap::new(), slots: Default::default() };
+        let mut builder = Builder {
+            gpu,
+            options,
+            act: graph.act(),
+            leaves: HashMap::new(),
+            slots: Default::default(),
+        };
         let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
         let slots = builder.allocate()?;
         let (steps, launches) = builder.compile(&nodes, dispatches, &owners, &slots)?;
@@ -114,7 +120,11 @@ impl Plan {
 
     /// Runs everything; returns when the work is submitted (reads wait for it).
     pub fn run(&self) -> Result<()> {
-        let most = if self.gpu.caps().software { FLOPS_PER_SUBMISSION_SOFTWARE } else { FLOPS_PER_SUBMISSION };
+        let most = if self.gpu.caps().software {
+            FLOPS_PER_SUBMISSION_SOFTWARE
+        } else {
+            FLOPS_PER_SUBMISSION
+        };
         let mut commands = Vec::new();
         let mut flops = 0;
         for (step, launch) in self.steps.iter().zip(&self.launches) {
@@ -163,7 +173,8 @@ impl Plan {
     }
 
     fn tensor(&self, named: &Named) -> Result<Tensor> {
-        let bytes = self.gpu.read(&named.buffer, 0, named.shape.len() as u64 * named.elem.bytes())?;
+        let bytes =
+            self.gpu.read(&named.buffer, 0, named.shape.len() as u64 * named.elem.bytes())?;
         let data = match named.elem {
             Elem::F32 => Data::F32(bytemuck::pod_collect_to_vec(&bytes)),
             Elem::F16 => Data::F16(bytemuck::pod_collect_to_vec(&bytes)),
@@ -254,7 +265,8 @@ impl Builder<'_> {
                 dispatches.append(&mut cx.dispatches);
                 taken.into_iter().for_each(|slot| self.slots.give_back(slot));
             }
-            let mut done: Vec<usize> = node.inputs.iter().map(|i| storage::root(nodes, *i)).collect();
+            let mut done: Vec<usize> =
+                node.inputs.iter().map(|i| storage::root(nodes, *i)).collect();
             done.push(storage::root(nodes, id));
             done.sort_unstable();
             done.dedup();

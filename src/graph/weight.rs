@@ -96,7 +96,11 @@ impl Weight {
     }
     /// Bytes on the GPU.
     pub fn bytes(&self) -> u64 {
-        self.0.chunks.iter().map(|c| c.words.bytes() + c.scales.as_ref().map_or(0, Buffer::bytes)).sum()
+        self.0
+            .chunks
+            .iter()
+            .map(|c| c.words.bytes() + c.scales.as_ref().map_or(0, Buffer::bytes))
+            .sum()
     }
     /// Number of real weights.
     pub fn elements(&self) -> usize {
@@ -133,7 +137,8 @@ fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> 
         Format::Q8 { group } => (group, 0.0),
         Format::Q4 { group, cubic } => (group, cubic),
     };
-    let groups = if group == 0 { (0, 0) } else { (layout.row_groups(group), layout.groups_per_tap(group)) };
+    let groups =
+        if group == 0 { (0, 0) } else { (layout.row_groups(group), layout.groups_per_tap(group)) };
     let info = WeightInfo {
         row_blocks: (layout.row_stride() / 8) as u32,
         tap_blocks: (layout.tap_stride() / 8) as u32,

@@ -60,13 +60,23 @@ pub fn linear_f32<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var
 fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<Elem>) -> Var<'g> {
     let (shape, k, n) = (x.shape(), weight.taps() * weight.channels(), weight.rows());
     let fits = if weight.taps() != 1 || shape.last() != k {
-        Err(format!("x {shape:?} against a weight of {n} rows, {} taps, {} channels", weight.taps(), weight.channels()))
+        Err(format!(
+            "x {shape:?} against a weight of {n} rows, {} taps, {} channels",
+            weight.taps(),
+            weight.channels()
+        ))
     } else if bias.is_some_and(|b| b.len != n) {
         Err(format!("{n} outputs with a bias of {}", bias.map_or(0, |b| b.len)))
     } else {
         Ok(shape.with_last(n))
     };
-    let op = Matmul { weight: weight.clone(), bias: bias.cloned(), act: Act::None, residual: false, out };
+    let op = Matmul {
+        weight: weight.clone(),
+        bias: bias.cloned(),
+        act: Act::None,
+        residual: false,
+        out,
+    };
     x.graph().record(op, &[x], fits, out.unwrap_or(x.graph().act()))
 }
 
@@ -85,7 +95,9 @@ impl Op for Matmul {
         if let Some(unary) = next.downcast_ref::<Unary>().filter(|_| self.act == Act::None) {
             return Some(Rc::new(Matmul { act: unary.act, ..self.clone() }));
         }
-        let add = next.downcast_ref::<Binary>().is_some_and(|b| b.kind == BinaryKind::Add && !b.broadcast);
+        let add = next
+            .downcast_ref::<Binary>()
+            .is_some_and(|b| b.kind == BinaryKind::Add && !b.broadcast);
         add.then(|| Rc::new(Matmul { residual: true, ..self.clone() }) as Rc<dyn Op>)
     }
 
@@ -110,7 +122,8 @@ impl Op for Matmul {
             let variant = if cx.reference() {
                 Variant::Reference
             } else if m <= VEC_ROWS {
-                let lanes = if cx.caps.software { 1 } else { 32.min(blocks.next_power_of_two() as u32) };
+                let lanes =
+                    if cx.caps.software { 1 } else { 32.min(blocks.next_power_of_two() as u32) };
                 Variant::Vec { lanes, vec8 }
             } else {
                 Variant::Tile { software: cx.caps.software, vec8 }
@@ -134,7 +147,9 @@ impl Op for Matmul {
                 }
                 Variant::Tile { software, .. } => {
                     let (wx, wy) = tile_workgroup(software);
-                    dispatch.groups(n.div_ceil(8 * wx as usize), m.div_ceil(8 * wy as usize), 1).trips(blocks)
+                    dispatch
+                        .groups(n.div_ceil(8 * wx as usize), m.div_ceil(8 * wy as usize), 1)
+                        .trips(blocks)
                 }
             };
             cx.dispatch(dispatch)?;
@@ -209,7 +224,14 @@ pub(crate) fn info() -> Vec<OpInfo> {
 }
 
 /// The truth, in f64. x `[m, k]`, w `[n, k]`, bias `[n]`, residual `[m, n]`.
-pub fn oracle(x: &[f32], w: &[f32], bias: Option<&[f32]>, residual: Option<&[f32]>, act: Act, k: usize) -> Vec<f64> {
+pub fn oracle(
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+    act: Act,
+    k: usize,
+) -> Vec<f64> {
     let n = w.len() / k;
     let mut y = Vec::with_capacity(x.len() / k * n);
     for (m, row) in x.chunks_exact(k).enumerate() {
@@ -221,4 +243,3 @@ pub fn oracle(x: &[f32], w: &[f32], bias: Option<&[f32]>, residual: Option<&[f32
     }
     y
 }
-

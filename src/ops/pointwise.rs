@@ -193,9 +193,11 @@ fn emit(cx: &mut Lower<'_>, kind: u32, act: Act, b: Option<Operand>, scale: f32)
     let n = y.shape.len();
     let b_len = b.as_ref().map_or(4, |b| b.shape.len());
     let c = y.shape.last();
-    let fours = n.is_multiple_of(4) && b_len.is_multiple_of(4) && (kind != 4 || c.is_multiple_of(4));
+    let fours =
+        n.is_multiple_of(4) && b_len.is_multiple_of(4) && (kind != 4 || c.is_multiple_of(4));
     let reference = cx.reference() || !fours;
-    let p = Params { n: n as u32, b_len: b_len as u32, c: c as u32, kind, scale, ..Default::default() };
+    let p =
+        Params { n: n as u32, b_len: b_len as u32, c: c as u32, kind, scale, ..Default::default() };
     let dispatch = Dispatch::new(spec(reference, kind, act, cx.act), &p)
         .arg(&a)
         .arg(b.as_ref())
@@ -215,7 +217,9 @@ impl Op for Unary {
     fn absorb(&self, next: &dyn Op, slot: usize) -> Option<Rc<dyn Op>> {
         let product = next.as_any().downcast_ref::<Binary>()?;
         let gate = product.kind == BinaryKind::Mul && !product.broadcast && slot == 0;
-        gate.then(|| Rc::new(Binary { kind: BinaryKind::Gate(self.act), broadcast: false }) as Rc<dyn Op>)
+        gate.then(|| {
+            Rc::new(Binary { kind: BinaryKind::Gate(self.act), broadcast: false }) as Rc<dyn Op>
+        })
     }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         emit(cx, 0, self.act, None, 1.0)

@@ -32,11 +32,17 @@ pub const BOTH: [Kernels; 2] = [Kernels::Reference, Kernels::Fast];
 
 /// Records an expression, runs it twice over poisoned memory, checks that both runs agree bit for bit, and
 /// returns its value.
-pub fn eval(gpu: &Gpu, kernels: Kernels, act: Elem, build: impl for<'g> Fn(&'g Graph) -> Var<'g>) -> Vec<f32> {
+pub fn eval(
+    gpu: &Gpu,
+    kernels: Kernels,
+    act: Elem,
+    build: impl for<'g> Fn(&'g Graph) -> Var<'g>,
+) -> Vec<f32> {
     let graph = Graph::new(act);
     let y = build(&graph);
     graph.output("y", y);
-    let plan = Plan::new(gpu, &graph, &PlanOptions { kernels, poison: true, ..Default::default() }).unwrap();
+    let plan = Plan::new(gpu, &graph, &PlanOptions { kernels, poison: true, ..Default::default() })
+        .unwrap();
     plan.run().unwrap();
     let first = plan.read("y").unwrap();
     plan.run().unwrap();
@@ -57,7 +63,10 @@ pub fn randn(seed: u64, n: usize) -> Vec<f32> {
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     };
     (0..n)
-        .map(|_| ((-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32)
+        .map(|_| {
+            ((-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos())
+                as f32
+        })
         .collect()
 }
 

@@ -6,8 +6,14 @@ use inknib::quant::{Layout, Packed, QuantSpec};
 
 use crate::harness::*;
 
-const SPECS: [&str; 6] =
-    ["f32", "f16", "int8-g64", "int4-g32-uniform-absmax", "int4-g64-cubic-mse", "int4-g128-cubic-mse"];
+const SPECS: [&str; 6] = [
+    "f32",
+    "f16",
+    "int8-g64",
+    "int4-g32-uniform-absmax",
+    "int4-g64-cubic-mse",
+    "int4-g128-cubic-mse",
+];
 
 fn check(m: usize, n: usize, k: usize, spec: &str, seed: u64, window: Option<u64>) {
     let Some(gpu) = gpu() else { return };
@@ -24,7 +30,8 @@ fn check(m: usize, n: usize, k: usize, spec: &str, seed: u64, window: Option<u64
         let plain = oracle(&x, &decoded, None, None, Act::None, k);
         let full = oracle(&x, &decoded, Some(&bias), Some(&r), Act::QuickGelu, k);
         for kernels in BOTH {
-            let y = eval(gpu, kernels, act, |g| linear(g.literal([m, k], x.clone()), &weight, None));
+            let y =
+                eval(gpu, kernels, act, |g| linear(g.literal([m, k], x.clone()), &weight, None));
             let e = nmse(&y, &plain);
             assert!(e <= tolerance(act), "{kernels:?} {act:?} {m}x{n}x{k} {spec}: {e:.2e}");
             let y = eval(gpu, kernels, act, |g| {
@@ -32,7 +39,10 @@ fn check(m: usize, n: usize, k: usize, spec: &str, seed: u64, window: Option<u64
                 g.literal([m, n], r.clone()) + activate(y, Act::QuickGelu)
             });
             let e = nmse(&y, &full);
-            assert!(e <= tolerance(act), "epilogue {kernels:?} {act:?} {m}x{n}x{k} {spec}: {e:.2e}");
+            assert!(
+                e <= tolerance(act),
+                "epilogue {kernels:?} {act:?} {m}x{n}x{k} {spec}: {e:.2e}"
+            );
         }
     }
 }

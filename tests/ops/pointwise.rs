@@ -19,24 +19,35 @@ fn activations_sums_products_and_gates() {
                     assert!(e <= tolerance(act), "{name} {kernels:?} {act:?} {rows}x{c}: {e:.2e}");
                 };
                 for f in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh] {
-                    let y = eval(gpu, kernels, act, |g| activate(g.literal([rows, c], a.clone()), f));
+                    let y =
+                        eval(gpu, kernels, act, |g| activate(g.literal([rows, c], a.clone()), f));
                     check("activation", y, a.iter().map(|x| f.oracle(f64::from(*x))).collect());
                 }
                 let y = eval(gpu, kernels, act, |g| {
                     g.literal([rows, c], a.clone()) + g.literal([rows, c], b.clone())
                 });
                 check("add", y, both(&|a, b| a + b));
-                let y = eval(gpu, kernels, act, |g| 2.5 * (g.literal([rows, c], a.clone()) * g.literal([c], v.clone())));
-                let want = a.iter().enumerate().map(|(i, x)| 2.5 * f64::from(*x) * f64::from(v[i % c]));
+                let y = eval(gpu, kernels, act, |g| {
+                    2.5 * (g.literal([rows, c], a.clone()) * g.literal([c], v.clone()))
+                });
+                let want =
+                    a.iter().enumerate().map(|(i, x)| 2.5 * f64::from(*x) * f64::from(v[i % c]));
                 check("broadcast", y, want.collect());
                 let y = eval(gpu, kernels, act, |g| {
-                    gated(g.literal([rows, c], a.clone()), g.literal([rows, c], b.clone()), Act::Silu)
+                    gated(
+                        g.literal([rows, c], a.clone()),
+                        g.literal([rows, c], b.clone()),
+                        Act::Silu,
+                    )
                 });
                 check("gate", y, both(&|a, b| Act::Silu.oracle(a) * b));
                 let joined = stored(act, &randn(4, rows * 2 * c));
-                let y = eval(gpu, kernels, act, |g| geglu(g.literal([rows, 2 * c], joined.clone())));
+                let y =
+                    eval(gpu, kernels, act, |g| geglu(g.literal([rows, 2 * c], joined.clone())));
                 let want = joined.chunks(2 * c).flat_map(|row| {
-                    (0..c).map(|i| f64::from(row[i]) * Act::Gelu.oracle(f64::from(row[c + i]))).collect::<Vec<_>>()
+                    (0..c)
+                        .map(|i| f64::from(row[i]) * Act::Gelu.oracle(f64::from(row[c + i])))
+                        .collect::<Vec<_>>()
                 });
                 check("geglu", y, want.collect());
             }
