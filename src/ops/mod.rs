@@ -1,8 +1,21 @@
 //! One op, one file: params, Spec, shape rule, lowering and the f64 oracle. The shaders have the same stem
 //! in shaders/ (fast) and shaders/reference/ (obvious).
 
+pub mod assign;
+pub mod attention;
+pub mod channels;
+pub mod concat;
+pub mod conv2d;
+pub mod embed;
+pub mod kv_cache;
 pub mod matmul;
+pub mod norm;
 pub mod pointwise;
+pub mod rope;
+pub mod sampler;
+pub mod softmax;
+pub mod timestep;
+pub mod topk;
 
 use crate::gpu::{Elem, Spec};
 use crate::quant::Format;
@@ -18,7 +31,26 @@ pub struct OpInfo {
 
 /// Every op. Adding one is this line and its `mod` line.
 pub fn all() -> Vec<OpInfo> {
-    [matmul::info(), pointwise::info()].into_iter().flatten().collect()
+    [
+        assign::info(),
+        attention::info(),
+        channels::info(),
+        concat::info(),
+        conv2d::info(),
+        embed::info(),
+        kv_cache::info(),
+        matmul::info(),
+        norm::info(),
+        pointwise::info(),
+        rope::info(),
+        sampler::info(),
+        softmax::info(),
+        timestep::info(),
+        topk::info(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Declares a params struct whose fields the layout test can compare with the shader's.

@@ -1,6 +1,19 @@
 //! Every op: f64 oracle ↔ FP16 reference shader ↔ fast shader, over random odd shapes. One binary, so that one
 //! device serves all. Skips with one line where there is no adapter.
 
+mod assign;
+mod attention;
+mod channels;
+mod concat;
+mod conv2d;
+mod embed;
 mod harness;
+mod kv_cache;
 mod matmul;
+mod norm;
 mod pointwise;
+mod rope;
+mod sampler;
+mod softmax;
+mod timestep;
+mod topk;

@@ -1,0 +1,6 @@
+//! softmax
+use super::OpInfo;
+
+pub(crate) fn info() -> Vec<OpInfo> {
+    Vec::new()
+}
