@@ -1,5 +1,7 @@
 //! Tokenizers and generation settings of real models, and chat templates held to transformers' own rendering.
 
+#[path = "text/templates.rs"]
+mod templates;
 #[path = "text/tokens.rs"]
 mod tokens;
 
