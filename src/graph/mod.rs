@@ -192,6 +192,17 @@ impl<'g> Var<'g> {
     pub fn dim(self, i: usize) -> usize {
         self.shape().dims().get(i).copied().unwrap_or(0)
     }
+    /// The same values under another shape: a view, no work.
+    #[track_caller]
+    pub fn reshape(self, shape: impl Into<Shape>) -> Var<'g> {
+        let (from, to) = (self.shape(), shape.into());
+        let fits = if from.len() == to.len() {
+            Ok(to)
+        } else {
+            Err(format!("{from:?} has {} elements, {to:?} has {}", from.len(), to.len()))
+        };
+        self.graph.record(Reshape, &[self], fits, self.elem())
+    }
     /// False after a shape error upstream.
     pub fn is_valid(self) -> bool {
         self.graph.nodes.borrow()[self.id].valid
@@ -207,5 +218,23 @@ impl<'g> Var<'g> {
         let node = &nodes[self.id];
         node.op.as_ref()?.as_any().downcast_ref::<T>()?;
         Some(node.inputs.iter().map(|id| Var { graph: self.graph, id: *id }).collect())
+    }
+}
+
+#[derive(Debug)]
+struct Reshape;
+
+impl Op for Reshape {
+    fn name(&self) -> &'static str {
+        "reshape"
+    }
+    fn in_place(&self) -> Option<usize> {
+        Some(0)
+    }
+    fn lower(&self, _: &mut Lower<'_>) -> Result<()> {
+        Ok(())
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
