@@ -98,6 +98,14 @@ pub fn conv_to_rows(values: &[f32], shape: [usize; 4]) -> (Vec<f32>, Layout) {
     (out, layout)
 }
 
+/// The inverse of [`conv_to_rows`]: from `[rows, taps, channels]` to PyTorch's
+/// `[Cout, Cin, taps]`, whose taps are (ky, kx).
+pub fn rows_to_conv(values: &[f32], layout: Layout) -> Vec<f32> {
+    debug_assert_eq!(values.len(), layout.len());
+    // Exchanging the two inner axes back is the same operation with their sizes exchanged.
+    conv_to_rows(values, [layout.rows, layout.taps, 1, layout.channels]).0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,5 +133,6 @@ mod tests {
             let there = (o * 6 + y * kw + x) * cin + c;
             assert_eq!(rows[there], values[at(o, c, y, x)]);
         }
+        assert_eq!(rows_to_conv(&rows, layout), values);
     }
 }

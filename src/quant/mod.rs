@@ -3,14 +3,20 @@
 //! the metrics that everything is measured with. Nothing here knows the GPU.
 
 mod absmax;
+pub mod file;
 mod grid;
 mod layout;
 pub mod metrics;
 mod mse;
 mod packed;
+mod recipe;
 mod spec;
 
+pub use file::{Stored, write_quantized};
 pub use grid::{CUBIC_CANDIDATES, Grid};
-pub use layout::{Layout, conv_to_rows};
+pub use layout::{Layout, conv_to_rows, rows_to_conv};
 pub use packed::{Format, Packed};
+pub use recipe::{Recipe, Rule};
 pub use spec::{Levels, QuantSpec, Search};
+
+pub(crate) use packed::pair_halves;

@@ -259,7 +259,7 @@ impl Packed {
 const Q4_ZEROS: u32 = 0x8888_8888;
 
 /// Two halves a word, the first in the low half, padded with zero.
-pub(super) fn pair_halves(bits: &[u16]) -> Vec<u32> {
+pub(crate) fn pair_halves(bits: &[u16]) -> Vec<u32> {
     let word = |pair: &[u16]| {
         u32::from(pair[0]) | u32::from(pair.get(1).copied().unwrap_or_default()) << 16
     };

@@ -25,14 +25,18 @@ pub fn read_json<T: DeserializeOwned>(folder: impl AsRef<Path>, file: &str) -> R
         _ => Error::io(&path, e),
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    parse_json(&path.display().to_string(), text)
+}
+
+/// Parses JSON; `source` stands for its origin in messages.
+pub(super) fn parse_json<T: DeserializeOwned>(source: &str, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| {
-        let field = field_before(text, e.line(), e.column())
-            .map(|name| format!("field `{name}`: "))
-            .unwrap_or_default();
         // A missing field is reported where its object ends; the last name read would mislead.
         let message = e.to_string();
-        let field = if message.starts_with("missing field") { String::new() } else { field };
-        Error::Model(format!("{}: {field}{message}", path.display()))
+        let named = !message.starts_with("missing field");
+        let field = named.then(|| field_before(text, e.line(), e.column())).flatten();
+        let field = field.map(|name| format!("field `{name}`: ")).unwrap_or_default();
+        Error::Model(format!("{source}: {field}{message}"))
     })
 }
 

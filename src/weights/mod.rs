@@ -4,10 +4,13 @@
 
 mod config;
 mod locate;
+mod packed;
+mod quantize;
 mod store;
 mod view;
 
 pub use config::read_json;
+pub use quantize::{QuantizedReport, TensorReport, quantize};
 pub use safetensors::Dtype;
 pub use store::{WeightStore, read_tensors};
 pub use view::View;

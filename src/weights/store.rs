@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use sha2::{Digest, Sha256};
 
 use super::locate::{pickle_error, weight_files};
 use super::{View, nearest_names};
+use crate::quant::file::FileHeader;
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -51,6 +53,10 @@ pub struct WeightStore {
     path: PathBuf,
     shards: Vec<Shard>,
     entries: BTreeMap<String, Entry>,
+    /// The header of a file that `inknib quantize` wrote.
+    quantized: Option<FileHeader>,
+    /// Names as the model knows them: a packed weight once, under its own name.
+    names: Vec<String>,
 }
 
 impl WeightStore {
@@ -59,23 +65,46 @@ impl WeightStore {
     /// variants) or a single file of any name.
     pub fn open(path: impl AsRef<Path>) -> Result<WeightStore> {
         let path = path.as_ref();
-        let mut store =
-            WeightStore { path: path.to_path_buf(), shards: vec![], entries: BTreeMap::new() };
+        let mut store = WeightStore::empty(path);
         for file in weight_files(path)? {
             let bytes = map(&file)?;
             store.add(file, bytes)?;
         }
-        Ok(store)
+        store.finish()
     }
 
     /// A store over the bytes of a safetensors file held in memory; `name` stands for the file in
     /// messages.
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<WeightStore> {
-        let path = PathBuf::from(name);
-        let mut store =
-            WeightStore { path: path.clone(), shards: vec![], entries: BTreeMap::new() };
-        store.add(path, Bytes::Held(bytes))?;
-        Ok(store)
+        let mut store = WeightStore::empty(Path::new(name));
+        store.add(PathBuf::from(name), Bytes::Held(bytes))?;
+        store.finish()
+    }
+
+    fn empty(path: &Path) -> WeightStore {
+        WeightStore {
+            path: path.to_path_buf(),
+            shards: vec![],
+            entries: BTreeMap::new(),
+            quantized: None,
+            names: vec![],
+        }
+    }
+
+    /// Reads the header of a quantized file, checks it against what is there, and lists the names.
+    fn finish(mut self) -> Result<WeightStore> {
+        self.quantized = self.read_quantized_header()?;
+        let packed = self.quantized.as_ref().map(|header| &header.tensors);
+        let is_part = |name: &str| {
+            let owner = name.strip_suffix(".q").or_else(|| name.strip_suffix(".s"));
+            owner.is_some_and(|owner| packed.is_some_and(|p| p.contains_key(owner)))
+        };
+        let plain = self.entries.keys().filter(|name| !is_part(name));
+        let mut names: Vec<String> =
+            plain.chain(packed.iter().flat_map(|p| p.keys())).cloned().collect();
+        names.sort();
+        self.names = names;
+        Ok(self)
     }
 
     /// A store over tensors in memory, for tests and for weights that are made rather than read.
@@ -107,23 +136,42 @@ impl WeightStore {
         self.shards.iter().map(|shard| shard.path.as_path())
     }
 
-    /// The names of all tensors as stored, sorted.
+    /// The names of all tensors, sorted; a packed weight once, under its own name.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+        self.names.iter().map(String::as_str)
     }
 
-    /// Whether a tensor of this name is stored.
+    /// Whether there is a tensor of this name, plain or packed.
     pub fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.names.binary_search_by(|n| n.as_str().cmp(name)).is_ok()
     }
 
-    /// The tensor of this name; otherwise an error with the nearest names.
+    /// The header of a quantized file, if this is one.
+    pub fn quantized(&self) -> Option<&FileHeader> {
+        self.quantized.as_ref()
+    }
+
+    /// SHA-256 over the files' bytes in the order of the shards, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        self.shards.iter().for_each(|shard| hash.update(shard.bytes.get()));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The tensor of this name as it lies in the file; otherwise an error with the nearest names. A
+    /// packed weight has no single tensor: [`WeightStore::pack`] and [`WeightStore::values`] read it.
     pub fn get(&self, name: &str) -> Result<View<'_>> {
         let Some((name, entry)) = self.entries.get_key_value(name) else {
+            if self.contains(name) {
+                return Err(Error::Model(format!(
+                    "{}: tensor `{name}` is packed; it cannot be used where a plain one is needed",
+                    self.path.display()
+                )));
+            }
             return Err(Error::Model(format!(
                 "{}: no tensor `{name}` among {}{}",
                 self.path.display(),
-                self.entries.len(),
+                self.names.len(),
                 nearest_names(name, self.names())
             )));
         };
@@ -140,6 +188,16 @@ impl WeightStore {
     /// A value of the file's `__metadata__`, from the first shard that has the key.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.shards.iter().find_map(|s| s.metadata.get(key)).map(String::as_str)
+    }
+
+    /// Whether the file itself has a tensor of this name.
+    pub(super) fn is_plain(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Whether the file itself has a tensor of this name, type and shape.
+    pub(super) fn entry_is(&self, name: &str, dtype: Dtype, shape: &[usize]) -> bool {
+        self.entries.get(name).is_some_and(|e| e.dtype == dtype && e.shape == shape)
     }
 
     fn add(&mut self, path: PathBuf, bytes: Bytes) -> Result<()> {

@@ -1,0 +1,196 @@
+//! The quantized file: a safetensors file in which a packed weight `NAME` lies as `NAME.q` (u32
+//! words `[rows, row words]`) and `NAME.s` (f16 scales `[rows, groups of a row]`), and everything
+//! else under its own name. One metadata key, `inknib`, holds a JSON header that says how each packed
+//! weight is to be read and where it came from. Reading is [`crate::weights::WeightStore`]'s part.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::{Format, Layout, Packed};
+use crate::tensor::{Data, Tensor};
+use crate::{Error, Result};
+
+/// The metadata key of the header.
+pub const METADATA_KEY: &str = "inknib";
+/// The version this program writes, and the only one it reads.
+pub const VERSION: u32 = 1;
+
+/// What the file says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileHeader {
+    pub version: u32,
+    /// Name of the recipe the file was made by.
+    pub recipe: String,
+    /// SHA-256 of the source file or files, in hexadecimal.
+    pub source_sha256: String,
+    /// Packed weights by name.
+    pub tensors: BTreeMap<String, PackedHeader>,
+}
+
+/// How one packed weight is to be read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PackedHeader {
+    pub scheme: Scheme,
+    /// Channels per scale.
+    pub group: u32,
+    /// Curvature of the levels in units of (q−8)²; 0 for evenly spaced ones and for int8. An f32,
+    /// written as the f64 of the same value so that no digit is lost.
+    pub c: f64,
+    pub layout: Layout,
+    /// Shape of the source tensor: `[N, K]` or `[Cout, Cin, kh, kw]`.
+    pub shape: Vec<usize>,
+    /// Measured when it was packed; absent where nothing was lost or the source was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqnr_db: Option<f64>,
+}
+
+/// The packed schemes a file may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    Int4,
+    Int8,
+}
+
+impl PackedHeader {
+    /// The number format this header describes.
+    pub fn format(&self) -> Format {
+        match self.scheme {
+            Scheme::Int4 => Format::Q4 { group: self.group, cubic: self.c as f32 },
+            Scheme::Int8 => Format::Q8 { group: self.group },
+        }
+    }
+}
+
+/// A tensor on its way into a quantized file.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    /// A Q4 or Q8 weight and the shape of its source.
+    Packed { shape: Vec<usize>, packed: Packed },
+    /// A tensor that stays as it is.
+    Plain(Tensor),
+}
+
+/// Writes a quantized file. It appears under `path` only when it is complete. Tensors are named
+/// once; a packed weight must be Q4 or Q8.
+pub fn write_quantized(
+    path: impl AsRef<Path>,
+    recipe: &str,
+    source_sha256: &str,
+    tensors: &[(String, Stored)],
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut header = FileHeader {
+        version: VERSION,
+        recipe: recipe.to_string(),
+        source_sha256: source_sha256.to_string(),
+        tensors: BTreeMap::new(),
+    };
+    let mut pieces: BTreeMap<String, Piece<'_>> = BTreeMap::new();
+    let mut put = |name: String, piece| match pieces.insert(name.clone(), piece) {
+        None => Ok(()),
+        Some(_) => Err(Error::Model(format!("{}: two tensors named `{name}`", path.display()))),
+    };
+    for (name, stored) in tensors {
+        match stored {
+            Stored::Plain(tensor) if !tensor.is_consistent() => {
+                return Err(Error::Runtime(format!(
+                    "tensor `{name}`: shape {:?} with {} elements",
+                    tensor.shape,
+                    tensor.len()
+                )));
+            }
+            Stored::Plain(tensor) => put(name.clone(), Piece::plain(tensor))?,
+            Stored::Packed { shape, packed } => {
+                header.tensors.insert(name.clone(), describe(name, shape, packed)?);
+                let layout = packed.layout;
+                let groups = packed.format.group().map_or(0, |g| layout.row_groups(g));
+                let words = bytemuck::cast_slice(&packed.words);
+                let scales: &[u8] = bytemuck::cast_slice(&packed.scales);
+                let scales = &scales[..2 * packed.scale_count()];
+                let shape = vec![layout.rows, packed.row_words()];
+                put(format!("{name}.q"), Piece { dtype: Dtype::U32, shape, bytes: words })?;
+                let shape = vec![layout.rows, groups];
+                put(format!("{name}.s"), Piece { dtype: Dtype::F16, shape, bytes: scales })?;
+            }
+        }
+    }
+    let json = serde_json::to_string(&header)
+        .map_err(|e| Error::Runtime(format!("{}: header: {e}", path.display())))?;
+    // One key only: the order of several would differ from run to run.
+    let metadata = HashMap::from([(METADATA_KEY.to_string(), json)]);
+    let temporary = temporary_beside(path);
+    let written = safetensors::serialize_to_file(pieces, Some(metadata), &temporary)
+        .map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(e) => Error::io(&temporary, e),
+            other => Error::Runtime(format!("{}: {other}", temporary.display())),
+        })
+        .and_then(|()| std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e)));
+    if written.is_err() {
+        // The first error is the one to report; a left-over is only untidy.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn describe(name: &str, shape: &[usize], packed: &Packed) -> Result<PackedHeader> {
+    let (scheme, group, c) = match packed.format {
+        Format::Q4 { group, cubic } => (Scheme::Int4, group, f64::from(cubic)),
+        Format::Q8 { group } => (Scheme::Int8, group, 0.0),
+        Format::F16 | Format::F32 => {
+            return Err(Error::Runtime(format!(
+                "tensor `{name}`: {:?} is stored plain, not packed",
+                packed.format
+            )));
+        }
+    };
+    let sqnr_db = packed.sqnr_db.filter(|db| db.is_finite());
+    Ok(PackedHeader { scheme, group, c, layout: packed.layout, shape: shape.to_vec(), sqnr_db })
+}
+
+/// The name a file is written under before it is complete.
+fn temporary_beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    path.with_file_name(name)
+}
+
+struct Piece<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+}
+
+impl<'a> Piece<'a> {
+    fn plain(tensor: &'a Tensor) -> Piece<'a> {
+        let (dtype, bytes) = match &tensor.data {
+            Data::F32(v) => (Dtype::F32, bytemuck::cast_slice(v)),
+            Data::F16(v) => (Dtype::F16, bytemuck::cast_slice(v)),
+            Data::I64(v) => (Dtype::I64, bytemuck::cast_slice(v)),
+            Data::U32(v) => (Dtype::U32, bytemuck::cast_slice(v)),
+        };
+        Piece { dtype, shape: tensor.shape.clone(), bytes }
+    }
+}
+
+impl safetensors::View for Piece<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+// The file is little-endian and words go into it as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));

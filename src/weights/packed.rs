@@ -1,0 +1,173 @@
+//! Weights as the nets ask for them: [`WeightStore::pack`] for matrices and convolutions,
+//! [`WeightStore::vector`] for biases and norms, wherever and however they are stored.
+
+use safetensors::Dtype;
+
+use super::WeightStore;
+use super::config::parse_json;
+use crate::quant::file::{FileHeader, METADATA_KEY, PackedHeader, VERSION};
+use crate::quant::{Layout, Packed, QuantSpec, conv_to_rows, rows_to_conv};
+use crate::{Error, Result};
+
+impl WeightStore {
+    /// The weight `name` of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`, packed for the GPU. A
+    /// 1×1 convolution and a linear layer are the same thing, so either may be asked for where the
+    /// other is stored.
+    ///
+    /// A file of plain numbers is quantized as `spec` says. A quantized file decides for itself: its
+    /// packed weights come back bit for bit, and what it keeps plain stays F16 or F32.
+    pub fn pack(&self, name: &str, shape: &[usize], spec: &QuantSpec) -> Result<Packed> {
+        let layout = layout_of(shape).ok_or_else(|| {
+            Error::Runtime(format!("tensor `{name}`: a weight has 2 or 4 axes, not {shape:?}"))
+        })?;
+        if let Some(packed) = self.packed(name) {
+            self.expect(name, shape)?;
+            return packed;
+        }
+        let view = self.get(name)?;
+        self.expect(name, shape)?;
+        let spec = match (self.quantized().is_some(), view.dtype) {
+            (true, Dtype::F16) => QuantSpec::F16,
+            (true, _) => QuantSpec::F32,
+            (false, _) => *spec,
+        };
+        let values = view.to_f32()?;
+        let values = match layout.taps {
+            1 => values,
+            _ => conv_to_rows(&values, [shape[0], shape[1], shape[2], shape[3]]).0,
+        };
+        Packed::pack(&values, layout, &spec, None).map_err(|e| self.about(name, e))
+    }
+
+    /// The packed weight of a quantized file, bit for bit as it was written; `None` where `name` is
+    /// plain or absent.
+    pub fn packed(&self, name: &str) -> Option<Result<Packed>> {
+        let header = self.quantized()?.tensors.get(name)?;
+        Some(self.read_packed(name, header).map_err(|e| self.about(name, e)))
+    }
+
+    fn read_packed(&self, name: &str, header: &PackedHeader) -> Result<Packed> {
+        let words = self.get(&format!("{name}.q"))?.to_u32()?;
+        let halves = self.get(&format!("{name}.s"))?;
+        let bits: Vec<u16> =
+            halves.bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect();
+        let bad = bits.iter().filter(|&&b| !half::f16::from_bits(b).is_finite()).count();
+        if bad > 0 {
+            return Err(Error::Model(format!("{bad} scales are not finite; the file is damaged")));
+        }
+        let scales = crate::quant::pair_halves(&bits);
+        let mut packed = Packed::from_parts(header.layout, header.format(), words, scales)?;
+        packed.sqnr_db = header.sqnr_db;
+        Ok(packed)
+    }
+
+    /// A bias, a norm or any other vector of `len` numbers, as f32. Axes of length 1 do not matter.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let view = self.get(name)?;
+        if view.len() != len || view.shape.iter().filter(|&&n| n != 1).count() > 1 {
+            view.expect_shape(&[len])?;
+        }
+        view.to_f32()
+    }
+
+    /// All values of a tensor as f32 in PyTorch's own order, a packed weight decoded.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        match self.packed(name) {
+            None => self.get(name)?.to_f32(),
+            Some(packed) => {
+                let packed = packed?;
+                Ok(rows_to_conv(&packed.decode(), packed.layout))
+            }
+        }
+    }
+
+    /// The shape of a tensor in PyTorch's order, plain or packed.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        match self.quantized().and_then(|header| header.tensors.get(name)) {
+            Some(header) => Ok(&header.shape),
+            None => Ok(self.get(name)?.shape),
+        }
+    }
+
+    /// An error with both shapes unless the tensor has the shape `expected`, 1×1 windows left out.
+    fn expect(&self, name: &str, expected: &[usize]) -> Result<()> {
+        let shape = self.shape(name)?;
+        match without_window(shape) == without_window(expected) {
+            true => Ok(()),
+            false => Err(Error::Model(format!(
+                "{}: tensor `{name}` has shape {shape:?}, the model needs {expected:?}; the file \
+                 belongs to another model or configuration",
+                self.path().display()
+            ))),
+        }
+    }
+
+    /// Adds file and tensor to the message of a bad weight.
+    fn about(&self, name: &str, e: Error) -> Error {
+        match e {
+            Error::Model(why) => {
+                Error::Model(format!("{}: tensor `{name}`: {why}", self.path().display()))
+            }
+            other => other,
+        }
+    }
+
+    /// The header of a quantized file, with every packed weight's parts checked against it.
+    pub(super) fn read_quantized_header(&self) -> Result<Option<FileHeader>> {
+        let Some(json) = self.metadata(METADATA_KEY) else { return Ok(None) };
+        let file = self.path().display();
+        let header: FileHeader = parse_json(&format!("{file}: header `{METADATA_KEY}`"), json)?;
+        if header.version != VERSION {
+            return Err(Error::Model(format!(
+                "{file}: quantized file of version {}, this program reads version {VERSION}; make it \
+                 again from the original weights with `inknib quantize`",
+                header.version
+            )));
+        }
+        for (name, packed) in &header.tensors {
+            self.check_packed(name, packed).map_err(|e| self.about(name, e))?;
+        }
+        Ok(Some(header))
+    }
+
+    fn check_packed(&self, name: &str, header: &PackedHeader) -> Result<()> {
+        let layout = header.layout;
+        layout.check()?;
+        let fits = header.group > 0
+            && header.group % 8 == 0
+            && (0.0..=1.0).contains(&header.c)
+            && layout_of(&header.shape) == Some(layout);
+        let row_words = layout.row_stride() / header.format().per_word();
+        let parts = [(".q", Dtype::U32, row_words), (".s", Dtype::F16, 0)].map(|(part, ty, n)| {
+            let n = if n > 0 || !fits { n } else { layout.row_groups(header.group) };
+            self.entry_is(&format!("{name}{part}"), ty, &[layout.rows, n])
+        });
+        match fits && parts == [true, true] && !self.is_plain(name) {
+            true => Ok(()),
+            false => Err(Error::Model(
+                "its words and scales are missing or do not fit the file's header; fetch or make the \
+                 file again"
+                    .into(),
+            )),
+        }
+    }
+}
+
+/// The layout of a weight of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`; `None` for others
+/// and where the sizes overflow.
+pub(super) fn layout_of(shape: &[usize]) -> Option<Layout> {
+    let layout = match *shape {
+        [rows, channels] => Layout::linear(rows, channels),
+        [rows, channels, kh, kw] => Layout { rows, taps: kh.checked_mul(kw)?, channels },
+        _ => return None,
+    };
+    layout.check().is_ok().then_some(layout)
+}
+
+/// A shape with a 1×1 convolution window taken off.
+fn without_window(shape: &[usize]) -> &[usize] {
+    match shape {
+        [_, _, 1, 1] => &shape[..2],
+        _ => shape,
+    }
+}

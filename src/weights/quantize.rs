@@ -1,0 +1,123 @@
+//! Turning a checkpoint into a quantized file.
+
+use std::path::Path;
+
+use half::f16;
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde::Serialize;
+
+use super::packed::layout_of;
+use super::{View, WeightStore};
+use crate::quant::{Format, QuantSpec, Recipe, Stored, write_quantized};
+use crate::tensor::{Data, Tensor};
+use crate::{Error, Result};
+
+/// What became of one tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorReport {
+    pub name: String,
+    /// Bits per weight, scales and padding counted.
+    pub bits: f64,
+    /// Channels per scale; absent for plain tensors.
+    pub group: Option<u32>,
+    /// Curvature of the levels in units of (q−8)².
+    pub c: Option<f32>,
+    /// Absent where nothing was lost.
+    pub sqnr_db: Option<f64>,
+    /// Number of weights.
+    pub weights: usize,
+}
+
+/// What became of a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct QuantizedReport {
+    /// Bits per weight over all tensors, those that stayed plain included.
+    pub bits_per_weight: f64,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Signal to quantization noise over all packed weights together, in dB.
+    pub sqnr_db: Option<f64>,
+    pub tensors: Vec<TensorReport>,
+}
+
+/// Quantizes every tensor of `store` as `recipe` says and writes the quantized file to `output`.
+/// Only weights of 2 or 4 axes are packed; others stay floats, at 16 bits unless the recipe or an
+/// F32 source asks for more. `progress` hears of each tensor with its number and the count of all.
+pub fn quantize(
+    store: &WeightStore,
+    recipe: &Recipe,
+    output: impl AsRef<Path>,
+    mut progress: impl FnMut(&TensorReport, usize, usize),
+) -> Result<QuantizedReport> {
+    if store.quantized().is_some() {
+        return Err(Error::Model(format!(
+            "{}: is quantized already; start from the original weights",
+            store.path().display()
+        )));
+    }
+    let total = store.names().count();
+    let mut tensors: Vec<(String, Stored)> = vec![];
+    let mut report =
+        QuantizedReport { bits_per_weight: 0.0, bytes: 0, sqnr_db: None, tensors: vec![] };
+    let (mut signal, mut noise, mut weights) = (0.0, 0.0, 0usize);
+    for name in store.names() {
+        let view = store.get(name)?;
+        let stored = convert(store, &view, recipe.spec_for(name))?;
+        let tensor = describe(name, &stored, &view);
+        if let (Stored::Packed { .. }, Some(db)) = (&stored, tensor.sqnr_db) {
+            let power: f64 = view.to_f32()?.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+            signal += power;
+            noise += power / 10f64.powf(db / 10.0);
+        }
+        weights += tensor.weights;
+        report.bytes += (tensor.bits * tensor.weights as f64 / 8.0).round() as u64;
+        progress(&tensor, report.tensors.len() + 1, total);
+        report.tensors.push(tensor);
+        tensors.push((name.to_string(), stored));
+    }
+    report.bits_per_weight = 8.0 * report.bytes as f64 / weights.max(1) as f64;
+    report.sqnr_db = (noise > 0.0).then(|| 10.0 * (signal / noise).log10());
+    write_quantized(output, &recipe.name, &store.sha256(), &tensors)?;
+    Ok(report)
+}
+
+fn convert(store: &WeightStore, view: &View<'_>, spec: QuantSpec) -> Result<Stored> {
+    if !matches!(view.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+        return Ok(Stored::Plain(view.to_tensor()?));
+    }
+    if spec.group().is_some() && layout_of(view.shape).is_some() {
+        let packed = store.pack(view.name, view.shape, &spec)?;
+        return Ok(Stored::Packed { shape: view.shape.to_vec(), packed });
+    }
+    // F16 holds an F16 source without loss; the loader widens it where f32 is wanted.
+    if view.dtype == Dtype::F16 {
+        return Ok(Stored::Plain(view.to_tensor()?));
+    }
+    let values = view.to_f32()?;
+    let fits = values.par_iter().all(|v| v.abs() <= f16::MAX.to_f32());
+    let data = match spec == QuantSpec::F32 || !fits {
+        true => Data::F32(values),
+        false => Data::F16(values.iter().map(|&v| f16::from_f32(v)).collect()),
+    };
+    Ok(Stored::Plain(Tensor { shape: view.shape.to_vec(), data }))
+}
+
+fn describe(name: &str, stored: &Stored, view: &View<'_>) -> TensorReport {
+    let (bits, group, c, sqnr_db) = match stored {
+        Stored::Packed { packed, .. } => {
+            let c = if let Format::Q4 { cubic, .. } = packed.format { Some(cubic) } else { None };
+            (packed.bits_per_weight(), packed.format.group(), c, packed.sqnr_db)
+        }
+        Stored::Plain(tensor) => {
+            let bits = match tensor.data {
+                Data::F16(_) => 16.0,
+                Data::F32(_) | Data::U32(_) => 32.0,
+                Data::I64(_) => 64.0,
+            };
+            (bits, None, None, None)
+        }
+    };
+    let sqnr_db = sqnr_db.filter(|db| db.is_finite());
+    TensorReport { name: name.to_string(), bits, group, c, sqnr_db, weights: view.len() }
+}
