@@ -1,4 +1,4 @@
-//! Tokenizers and generation settings of real models, and chat templates held to transformers' own rendering.
+//! Tokenizers and generation settings of real models; chat templates held to what transformers renders.
 
 #[path = "text/templates.rs"]
 mod templates;

@@ -94,7 +94,7 @@ pub struct Template {
     environment: Environment<'static>,
     special: SpecialTokens,
     origin: String,
-    /// Name of the template that conversations with tools use, where the model has one.
+    /// The model has a template of its own for conversations with tools.
     with_tools: bool,
 }
 
