@@ -16,5 +16,5 @@ pub use device::{
 };
 pub use kernel::Kernel;
 pub use link::{Linked, Target, link};
-pub use queue::{Bind, Command, Step, Timing};
+pub use queue::{Bind, Command, PendingRead, Step, Timing};
 pub use spec::{Elem, Source, Spec, Value};

@@ -48,6 +48,30 @@ pub enum Command<'a> {
     },
 }
 
+/// A read-back under way.
+pub struct PendingRead {
+    gpu: Gpu,
+    staging: Buffer,
+    index: wgpu::SubmissionIndex,
+    receive: mpsc::Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+    bytes: usize,
+}
+
+impl PendingRead {
+    /// Waits for the copy and returns the bytes.
+    pub fn finish(self) -> Result<Vec<u8>> {
+        self.gpu.wait_for(Some(self.index))?;
+        match self.receive.try_recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(Error::DeviceLost(format!("read-back failed: {e}"))),
+            Err(_) => return Err(Error::DeviceLost("read-back did not finish".into())),
+        }
+        let range = self.staging.raw().get_mapped_range(..);
+        let range = range.map_err(|e| Error::DeviceLost(format!("read-back failed: {e}")))?;
+        Ok(range[..self.bytes].to_vec())
+    }
+}
+
 /// Milliseconds of one step on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -182,32 +206,27 @@ impl Gpu {
         self.check()
     }
 
-    /// Reads a range of a buffer after all submitted work. `bytes` is rounded up to 4.
-    pub fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+    /// Asks for a copy of a range of a buffer as it is after all work submitted so far, without waiting:
+    /// further work may be submitted before [`PendingRead::finish`]. `bytes` is rounded up to 4.
+    pub fn read_later(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<PendingRead> {
         let padded = bytes.next_multiple_of(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging =
             Buffer::new(&self.inner.device, &self.inner.ledger, "read-back", padded, usage)?;
-        self.submit(&[Command::Copy {
-            from: buffer,
-            from_offset: offset,
-            to: &staging,
-            to_offset: 0,
-            bytes: padded,
-        }])?;
+        let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer.raw(), offset, staging.raw(), 0, padded);
+        let index = self.inner.queue.submit([encoder.finish()]);
+        self.check()?;
         let (send, receive) = mpsc::channel();
         staging.raw().map_async(wgpu::MapMode::Read, 0..padded, move |r| {
             let _ = send.send(r);
         });
-        self.wait()?;
-        match receive.try_recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(Error::DeviceLost(format!("read-back failed: {e}"))),
-            Err(_) => return Err(Error::DeviceLost("read-back did not finish".into())),
-        }
-        let range = staging.raw().get_mapped_range(0..padded);
-        let range = range.map_err(|e| Error::DeviceLost(format!("read-back failed: {e}")))?;
-        Ok(range[..bytes as usize].to_vec())
+        Ok(PendingRead { gpu: self.clone(), staging, index, receive, bytes: bytes as usize })
+    }
+
+    /// Reads a range of a buffer after all submitted work. `bytes` is rounded up to 4.
+    pub fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+        self.read_later(buffer, offset, bytes)?.finish()
     }
 
     /// Runs each step by itself between two timestamps. None where the adapter has no timestamps.
