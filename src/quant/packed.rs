@@ -73,7 +73,7 @@ impl Packed {
         layout.check()?;
         if values.len() != layout.len()
             || importance.is_some_and(|h| h.len() != layout.row_len())
-            || spec.group().is_some_and(|g| g == 0 || g % 8 != 0)
+            || spec.group().is_some_and(|g| g == 0 || !g.is_multiple_of(8))
         {
             return Err(Error::Runtime(format!(
                 "{} values with {:?} importances do not make a weight of {layout:?} in {spec}",
@@ -109,7 +109,7 @@ impl Packed {
         scales: Vec<u32>,
     ) -> Result<Packed> {
         layout.check()?;
-        if format.group().is_some_and(|g| g == 0 || g % 8 != 0) {
+        if format.group().is_some_and(|g| g == 0 || !g.is_multiple_of(8)) {
             return Err(Error::Model(format!("{format:?}: groups are multiples of 8 channels")));
         }
         let packed = Packed { layout, format, words, scales, sqnr_db: None };

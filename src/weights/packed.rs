@@ -134,7 +134,7 @@ impl WeightStore {
         let layout = header.layout;
         layout.check()?;
         let fits = header.group > 0
-            && header.group % 8 == 0
+            && header.group.is_multiple_of(8)
             && (0.0..=1.0).contains(&header.c)
             && layout_of(&header.shape) == Some(layout);
         let row_words = layout.row_stride() / header.format().per_word();
