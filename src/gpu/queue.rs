@@ -61,7 +61,8 @@ impl PendingRead {
     /// Waits for the copy and returns the bytes.
     pub fn finish(self) -> Result<Vec<u8>> {
         self.gpu.wait_for(Some(self.index))?;
-        match self.receive.try_recv() {
+        // Another thread's poll may be the one that runs the callback, a moment after ours returned.
+        match self.receive.recv_timeout(Duration::from_secs(10)) {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(Error::DeviceLost(format!("read-back failed: {e}"))),
             Err(_) => return Err(Error::DeviceLost("read-back did not finish".into())),
