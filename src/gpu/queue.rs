@@ -67,7 +67,8 @@ impl PendingRead {
             Ok(Err(e)) => return Err(Error::DeviceLost(format!("read-back failed: {e}"))),
             Err(_) => return Err(Error::DeviceLost("read-back did not finish".into())),
         }
-        let range = self.staging.raw().get_mapped_range(..);
+        let padded = (self.bytes as u64).next_multiple_of(4);
+        let range = self.staging.raw().get_mapped_range(0..padded);
         let range = range.map_err(|e| Error::DeviceLost(format!("read-back failed: {e}")))?;
         Ok(range[..self.bytes].to_vec())
     }
