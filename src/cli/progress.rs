@@ -1,0 +1,49 @@
+//! Progress on stderr: a bar at a terminal, nothing elsewhere.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A bar that goes when it is dropped. Hidden ones cost nothing.
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// `total` steps of something; a spinner if `total` is 0.
+    pub(super) fn new(label: &str, total: u64, visible: bool) -> Bar {
+        let target =
+            if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = if total == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(total) };
+        bar.set_draw_target(target);
+        let template = match total {
+            0 => "{prefix} {spinner} {msg}",
+            _ => "{prefix} [{bar:30}] {pos}/{len} {eta} {msg}",
+        };
+        // A template that does not parse would only look different.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(label.to_string());
+        if visible {
+            bar.enable_steady_tick(Duration::from_millis(150));
+        }
+        Bar(bar)
+    }
+    /// Sets how many steps are done.
+    pub fn at(&self, done: u64) {
+        self.0.set_position(done);
+    }
+    /// Sets how many there are, when that is known only later.
+    pub fn total(&self, total: u64) {
+        self.0.set_length(total);
+    }
+    /// A few words behind the bar.
+    pub fn say(&self, message: impl Into<String>) {
+        self.0.set_message(message.into());
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
