@@ -14,6 +14,8 @@ pub enum Kernels {
     /// The fast ones.
     #[default]
     Fast,
+    /// The fast ones as a real GPU gets them, on any adapter: how a software adapter tests them.
+    Hardware,
     /// shaders/reference: one invocation per output element, no shared memory.
     Reference,
 }
@@ -168,6 +170,10 @@ impl Lower<'_> {
     }
     pub fn reference(&self) -> bool {
         self.kernels == Kernels::Reference
+    }
+    /// Whether to take the variants for a CPU that pretends to be a GPU.
+    pub fn software(&self) -> bool {
+        self.caps.software && self.kernels != Kernels::Hardware
     }
     /// Emits a launch.
     ///

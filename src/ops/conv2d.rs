@@ -1,6 +1,390 @@
-//! conv2d
-use super::OpInfo;
+//! Convolution of pictures with a packed weight, as an implicit matrix product (no im2col in memory):
+//! `y = activation(conv(x, w) + bias + time embedding) + residual`.
 
+use std::any::Any;
+use std::rc::Rc;
+
+use super::channels::AddChannels;
+use super::concat::Concat;
+use super::matmul::linear;
+use super::pointwise::{Act, Binary, BinaryKind, Unary};
+use super::{ACTS, OpInfo, formats};
+use crate::gpu::{Elem, Source, Spec};
+use crate::graph::{Chunk, Dispatch, Lower, Op, Operand, Shape, Var, Vector, Weight, weight_part};
+use crate::quant::Format;
+use crate::{Result, params, source};
+
+const TILE: Source = source!("conv2d.wgsl");
+const REFERENCE: Source = source!("reference/conv2d.wgsl");
+const ACTIVATION: Source = source!("parts/activation.wgsl");
+const ONE_VEC: Source = source!("parts/conv_one_vec.wgsl");
+const ONE_SCALAR: Source = source!("parts/conv_one_scalar.wgsl");
+const TWO_VEC: Source = source!("parts/conv_two_vec.wgsl");
+const TWO_SCALAR: Source = source!("parts/conv_two_scalar.wgsl");
+const SHIFT_NONE: Source = source!("parts/shift_none.wgsl");
+const SHIFT_ROW: Source = source!("parts/shift_row.wgsl");
+
+params! {
+    /// `struct Params` of the shaders.
+    pub struct Params {
+        pub m0: u32,
+        pub m: u32,
+        pub n: u32,
+        pub n0: u32,
+        pub n_total: u32,
+        pub in_h: u32,
+        pub in_w: u32,
+        pub out_h: u32,
+        pub out_w: u32,
+        pub ca: u32,
+        pub cb: u32,
+        pub side: u32,
+        pub stride: u32,
+        pub up: u32,
+        pub before: u32,
+        pub steps: u32,
+    }
+}
+
+/// Where the zeros around a picture go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Pad {
+    /// (side − 1)/2 on every side.
+    #[default]
+    Same,
+    /// None before, one row and column after: diffusers' downsampling in the VAE's encoder.
+    End,
+}
+
+/// How a convolution walks over its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv {
+    /// Pixels from one output to the next, in both directions.
+    pub stride: usize,
+    /// Double the input in both directions first, by the nearest pixel.
+    pub upsample: bool,
+    pub pad: Pad,
+}
+
+impl Default for Conv {
+    fn default() -> Conv {
+        Conv { stride: 1, upsample: false, pad: Pad::Same }
+    }
+}
+
+impl Conv {
+    /// Zeros before and after a row, for a window of `side` pixels.
+    fn zeros(self, side: usize) -> (usize, usize) {
+        match self.pad {
+            Pad::Same => ((side - 1) / 2, (side - 1) / 2),
+            Pad::End => (0, 1),
+        }
+    }
+    /// Pixels that come out of `size` pixels in one direction; None if the window does not fit once.
+    fn outputs(self, size: usize, side: usize) -> Option<usize> {
+        let (before, after) = self.zeros(side);
+        let padded = (size << usize::from(self.upsample)) + before + after;
+        Some(padded.checked_sub(side)? / self.stride + 1)
+    }
+}
+
+/// Inputs: x `[B, H, W, Ca]`; x2 `[B, H, W, Cb]` if `two`; table `[steps, Cout]` and row u32 `[B]` if
+/// `shift`; the residual `[B, H', W', Cout]` if `residual`.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    weight: Weight,
+    bias: Option<Vector>,
+    conv: Conv,
+    side: usize,
+    two: bool,
+    shift: bool,
+    act: Act,
+    residual: bool,
+}
+
+/// `[B, H, W, Cin]` by a weight of Cout rows, side² taps (ky, kx) and Cin channels gives
+/// `[B, H', W', Cout]`. The two parts of a [`cat`](super::concat::cat) are read where they lie.
+#[track_caller]
+pub fn conv2d<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, conv: Conv) -> Var<'g> {
+    let parts = x.made_by::<Concat>();
+    if weight.taps() == 1 && parts.is_none() && conv == Conv::default() && x.shape().rank() == 4 {
+        return linear(x, weight, bias);
+    }
+    let side = weight.taps().isqrt();
+    let op = Conv2d {
+        weight: weight.clone(),
+        bias: bias.cloned(),
+        conv,
+        side,
+        two: parts.is_some(),
+        shift: false,
+        act: Act::None,
+        residual: false,
+    };
+    let fits = shape_rule(x.shape(), weight, bias, conv, side);
+    x.graph().record(op, &parts.unwrap_or_else(|| vec![x]), fits, x.graph().act())
+}
+
+fn shape_rule(
+    x: Shape,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    conv: Conv,
+    side: usize,
+) -> Result<Shape, String> {
+    let (rows, taps, channels) = (weight.rows(), weight.taps(), weight.channels());
+    let &[b, h, w, c] = x.dims() else {
+        return Err(format!("x {x:?} is no picture [batch, height, width, channels]"));
+    };
+    if side * side != taps || side == 0 || c != channels {
+        return Err(format!(
+            "x {x:?} against a weight of {rows} rows, {taps} taps, {channels} channels"
+        ));
+    }
+    if conv.stride == 0 || x.is_empty() {
+        return Err(format!("x {x:?} with a stride of {}", conv.stride));
+    }
+    if let Some(b) = bias.filter(|b| b.len != rows) {
+        return Err(format!("{rows} outputs with a bias of {}", b.len));
+    }
+    match (conv.outputs(h, side), conv.outputs(w, side)) {
+        (Some(h), Some(w)) => Ok(Shape::new(&[b, h, w, rows])),
+        _ => Err(format!("x {x:?} is smaller than the window of {side}x{side} pixels")),
+    }
+}
+
+impl Op for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn absorb(&self, next: &dyn Op, slot: usize) -> Option<Rc<dyn Op>> {
+        let next = next.as_any();
+        if self.residual {
+            return None;
+        }
+        if let Some(unary) = next.downcast_ref::<Unary>().filter(|_| self.act == Act::None) {
+            return Some(Rc::new(Conv2d { act: unary.act, ..self.clone() }));
+        }
+        // With two inputs and a table a kernel would bind nine storage buffers; eight are certain.
+        let plain = !self.two && !self.shift && self.act == Act::None && slot == 0;
+        if next.is::<AddChannels>() && plain {
+            return Some(Rc::new(Conv2d { shift: true, ..self.clone() }));
+        }
+        let add = next
+            .downcast_ref::<Binary>()
+            .is_some_and(|b| b.kind == BinaryKind::Add && !b.broadcast);
+        add.then(|| Rc::new(Conv2d { residual: true, ..self.clone() }) as Rc<dyn Op>)
+    }
+
+    fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
+        let bound = self.bound(cx)?;
+        let vec8 = [Some(&bound.x), bound.x2.as_ref()]
+            .into_iter()
+            .flatten()
+            .all(|x| x.shape.last().is_multiple_of(8));
+        let (variant, width) = match () {
+            () if cx.reference() => (Variant::Reference, 1),
+            () => (Variant::Tile { vec8 }, 8),
+        };
+        let most = match cx.software() {
+            true => FLOPS_PER_DISPATCH_SOFTWARE,
+            false => FLOPS_PER_DISPATCH,
+        };
+        for chunk in self.weight.chunks() {
+            let pixels = cx.output().shape.rows();
+            let cost = 2 * self.weight.taps() * self.weight.channels() * chunk.rows;
+            let step = (most / cost.max(1)).max(1).next_multiple_of(64);
+            for m0 in (0..pixels).step_by(step) {
+                let m = pixels.min(m0 + step);
+                let dispatch = self.dispatch(cx, &bound, variant, chunk, (m0, m));
+                let count = (m - m0).div_ceil(width) * chunk.rows.div_ceil(width);
+                let trips = match variant {
+                    Variant::Reference => self.weight.taps() * (1 + self.weight.channels()),
+                    _ => self.weight.taps() * (1 + self.weight.channels().div_ceil(8)),
+                };
+                let dispatch = dispatch.linear(count, WORKGROUP as usize).trips(trips);
+                cx.dispatch(dispatch.flops((m - m0) * cost))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A dispatch of more is cut along the pixels, so that submissions stay near a tenth of a second.
+const FLOPS_PER_DISPATCH_SOFTWARE: usize = 1 << 30;
+const FLOPS_PER_DISPATCH: usize = 1 << 37;
+
+/// The inputs by name.
+struct Bound {
+    x: Operand,
+    x2: Option<Operand>,
+    table: Option<Operand>,
+    row: Option<Operand>,
+    residual: Option<Operand>,
+}
+
+impl Conv2d {
+    fn bound(&self, cx: &Lower<'_>) -> Result<Bound> {
+        let mut next = 1;
+        let mut take = |wanted: bool| -> Result<Option<Operand>> {
+            if !wanted {
+                return Ok(None);
+            }
+            next += 1;
+            cx.input(next - 1).cloned().map(Some)
+        };
+        Ok(Bound {
+            x: cx.input(0)?.clone(),
+            x2: take(self.two)?,
+            table: take(self.shift)?,
+            row: take(self.shift)?,
+            residual: take(self.residual)?,
+        })
+    }
+
+    fn dispatch(
+        &self,
+        cx: &Lower<'_>,
+        bound: &Bound,
+        variant: Variant,
+        chunk: &Chunk,
+        (m0, m): (usize, usize),
+    ) -> Dispatch {
+        let (x, y) = (bound.x.shape.dims(), cx.output().shape.dims());
+        let p = Params {
+            m0: m0 as u32,
+            m: m as u32,
+            n: chunk.rows as u32,
+            n0: chunk.row0 as u32,
+            n_total: self.weight.rows() as u32,
+            in_h: x[1] as u32,
+            in_w: x[2] as u32,
+            out_h: y[1] as u32,
+            out_w: y[2] as u32,
+            ca: x[3] as u32,
+            cb: bound.x2.as_ref().map_or(0, |b| b.shape.last()) as u32,
+            side: self.side as u32,
+            stride: self.conv.stride as u32,
+            up: u32::from(self.conv.upsample),
+            before: self.conv.zeros(self.side).0 as u32,
+            steps: bound.table.as_ref().map_or(1, |t| t.shape.rows()) as u32,
+        };
+        let table = bound.table.as_ref();
+        let form = Form {
+            two: self.two,
+            table: table.map(|t| t.elem),
+            act: self.act,
+            bias: self.bias.is_some(),
+            residual: self.residual,
+        };
+        let mut dispatch = Dispatch::new(spec(variant, bound.x.elem, cx.act, form), &p)
+            .arg(&bound.x)
+            .arg(self.bias.as_ref())
+            .arg(bound.residual.as_ref())
+            .arg(cx.output())
+            .weight(chunk, self.weight.format());
+        for extra in [&bound.x2, &bound.table, &bound.row].into_iter().flatten() {
+            dispatch = dispatch.arg(extra);
+        }
+        dispatch
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Variant {
+    Reference,
+    /// A register tile of 8 pixels by 8 channels.
+    Tile {
+        /// All numbers of input channels are multiples of eight.
+        vec8: bool,
+    },
+}
+
+/// Invocations of one workgroup.
+const WORKGROUP: u32 = 64;
+
+/// What is fused into a kernel.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    two: bool,
+    table: Option<Elem>,
+    act: Act,
+    bias: bool,
+    residual: bool,
+}
+
+fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
+    let (source, vec8) = match variant {
+        Variant::Reference => (REFERENCE, false),
+        Variant::Tile { vec8, .. } => (TILE, vec8),
+    };
+    let spec = Spec::new(source);
+    let spec = match (form.two, vec8) {
+        (false, true) => spec.part(ONE_VEC).alias4("xload", x),
+        (false, false) => spec.part(ONE_SCALAR).alias("xload", x),
+        (true, true) => spec.part(TWO_VEC).alias4("xload", x),
+        (true, false) => spec.part(TWO_SCALAR).alias("xload", x),
+    };
+    let spec = match form.table {
+        Some(table) => spec.part(SHIFT_ROW).alias("tab", table),
+        None => spec.part(SHIFT_NONE),
+    };
+    spec.part(ACTIVATION)
+        .alias("act", act)
+        .u32("WG_X", WORKGROUP)
+        .u32("ACT", form.act as u32)
+        .flag("BIAS", form.bias)
+        .flag("RESIDUAL", form.residual)
+}
+
+/// Variants for the shader tests: every weight format with one input, every kind of input with INT4.
 pub(crate) fn info() -> Vec<OpInfo> {
-    Vec::new()
+    let one = Form { two: false, table: None, act: Act::Silu, bias: true, residual: true };
+    let int4 = Format::Q4 { group: 64, cubic: 0.01 };
+    let mut specs = Vec::new();
+    for x in ACTS {
+        let tiles = [true, false].map(|vec8| Variant::Tile { vec8 });
+        for variant in [Variant::Reference].into_iter().chain(tiles) {
+            specs.extend(formats().into_iter().map(|f| weight_part(spec(variant, x, x, one), f)));
+            for form in [Form { two: true, ..one }, Form { table: Some(x), ..one }] {
+                specs.push(weight_part(spec(variant, x, x, form), int4));
+            }
+        }
+    }
+    vec![OpInfo { name: "conv2d", specs, params: Params::FIELDS }]
+}
+
+/// The truth, in f64, without epilogue. x `[b, h, w, c]` flat with `shape` its dimensions, w
+/// `[rows, side², c]`. Returns `[b, h', w', rows]` flat; empty if the window does not fit.
+pub fn oracle(x: &[f32], shape: [usize; 4], w: &[f32], side: usize, conv: Conv) -> Vec<f64> {
+    let [b, h, wd, c] = shape;
+    let up = usize::from(conv.upsample);
+    let (Some(oh), Some(ow)) = (conv.outputs(h, side), conv.outputs(wd, side)) else {
+        return Vec::new();
+    };
+    let before = conv.zeros(side).0;
+    let place = |o: usize, k: usize, size: usize| {
+        let i = (o * conv.stride + k).checked_sub(before)?;
+        (i < size << up).then_some(i >> up)
+    };
+    let rows = w.len() / (side * side * c);
+    let mut y = Vec::with_capacity(b * oh * ow * rows);
+    for out in 0..b * oh * ow {
+        let (item, oy, ox) = (out / (oh * ow), out / ow % oh, out % ow);
+        for row in w.chunks_exact(side * side * c) {
+            let mut sum = 0.0;
+            for (tap, taps) in row.chunks_exact(c).enumerate() {
+                let (iy, ix) = (place(oy, tap / side, h), place(ox, tap % side, wd));
+                let (Some(iy), Some(ix)) = (iy, ix) else { continue };
+                let pixel = &x[((item * h + iy) * wd + ix) * c..][..c];
+                sum +=
+                    pixel.iter().zip(taps).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            }
+            y.push(sum);
+        }
+    }
+    y
 }

@@ -1,0 +1,119 @@
+// The convolution of reference/conv2d.wgsl as an implicit matrix product: a register tile of 8 output pixels
+// by 8 output channels in each invocation, no shared memory, weights decoded where they are used. Invocations
+// are numbered with the channels fastest, so that neighbours share pixels.
+struct Params {
+    m0: u32,      // first output pixel of this dispatch (of all pixels of the batch)
+    m: u32,       // one past its last output pixel
+    n: u32,       // rows of w in this window
+    n0: u32,      // first row of this window
+    n_total: u32, // channels of y
+    in_h: u32,
+    in_w: u32,
+    out_h: u32,
+    out_w: u32,
+    ca: u32,      // channels of x
+    cb: u32,      // channels of the second input, 0 without
+    side: u32,    // taps in each direction
+    stride: u32,
+    up: u32,      // 1 if the input is doubled in both directions first
+    before: u32,  // zeros before the first row and column
+    steps: u32,   // rows of the table of time embeddings
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<xload>;        // [B, in_h, in_w, ca]
+@group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
+@group(0) @binding(3) var<storage, read> residual: array<act>;   // [B, out_h, out_w, n_total]
+@group(0) @binding(4) var<storage, read_write> y: array<act>;    // [B, out_h, out_w, n_total]
+
+// Where a tap finds four pixels: their index, and whether they lie inside the picture.
+struct Four { at: vec4u, inside: vec4<bool> }
+
+// A pixel before the first is a very large unsigned number, so that one comparison finds both ends.
+fn four(base: vec4u, iy: vec4u, ix: vec4u) -> Four {
+    let inside = (iy < vec4u(p.in_h << p.up)) & (ix < vec4u(p.in_w << p.up));
+    let row = base + min(iy >> vec4u(p.up), vec4u(p.in_h - 1u));
+    return Four(row * p.in_w + min(ix >> vec4u(p.up), vec4u(p.in_w - 1u)), inside);
+}
+
+// Zeros outside: chosen, not multiplied, as 0 · inf is not 0.
+fn pixel8(at: u32, c8: u32, inside: bool) -> Eight {
+    let v = input8(at, c8);
+    return Eight(select(vec4f(), v.lo, inside), select(vec4f(), v.hi, inside));
+}
+
+fn store(m: u32, n: u32, v: f32) {
+    if (m >= p.m || n >= p.n) { return; }
+    var r = v;
+    if (BIAS) { r += bias[p.n0 + n]; }
+    r += shift(m / (p.out_h * p.out_w), p.n0 + n);
+    r = activation(r);
+    let i = m * p.n_total + p.n0 + n;
+    if (RESIDUAL) { r += f32(residual[i]); }
+    y[i] = act(r);
+}
+
+fn store8(m: u32, n: u32, a: vec4f, b: vec4f) {
+    store(m, n, a.x); store(m, n + 1u, a.y); store(m, n + 2u, a.z); store(m, n + 3u, a.w);
+    store(m, n + 4u, b.x); store(m, n + 5u, b.y); store(m, n + 6u, b.z); store(m, n + 7u, b.w);
+}
+
+@compute @workgroup_size(WG_X)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+    let item = id.y * groups.x * WG_X + id.x;
+    let across = (p.n + 7u) / 8u;
+    let n = item % across * 8u;
+    let m = p.m0 + item / across * 8u;
+    if (m >= p.m) { return; }
+    let ln = p.n - 1u; // rows and pixels beyond the end read the last one and are not stored
+    let ma = min(m + vec4u(0u, 1u, 2u, 3u), vec4u(p.m - 1u));
+    let mb = min(m + vec4u(4u, 5u, 6u, 7u), vec4u(p.m - 1u));
+    let xa = ma % p.out_w * p.stride - p.before;
+    let xb = mb % p.out_w * p.stride - p.before;
+    let ya = ma / p.out_w % p.out_h * p.stride - p.before;
+    let yb = mb / p.out_w % p.out_h * p.stride - p.before;
+    let base_a = ma / (p.out_w * p.out_h) * p.in_h;
+    let base_b = mb / (p.out_w * p.out_h) * p.in_h;
+    let blocks = (p.ca + p.cb + 7u) / 8u;
+    var a0 = vec4f(); var a1 = vec4f(); var a2 = vec4f(); var a3 = vec4f();
+    var a4 = vec4f(); var a5 = vec4f(); var a6 = vec4f(); var a7 = vec4f();
+    var b0 = vec4f(); var b1 = vec4f(); var b2 = vec4f(); var b3 = vec4f();
+    var b4 = vec4f(); var b5 = vec4f(); var b6 = vec4f(); var b7 = vec4f();
+    for (var tap = 0u; tap < p.side * p.side; tap++) {
+        let fa = four(base_a, ya + tap / p.side, xa + tap % p.side);
+        let fb = four(base_b, yb + tap / p.side, xb + tap % p.side);
+        for (var c8 = 0u; c8 < blocks; c8++) {
+            let w0 = weight8(n, tap, c8);
+            let w1 = weight8(min(n + 1u, ln), tap, c8);
+            let w2 = weight8(min(n + 2u, ln), tap, c8);
+            let w3 = weight8(min(n + 3u, ln), tap, c8);
+            let w4 = weight8(min(n + 4u, ln), tap, c8);
+            let w5 = weight8(min(n + 5u, ln), tap, c8);
+            let w6 = weight8(min(n + 6u, ln), tap, c8);
+            let w7 = weight8(min(n + 7u, ln), tap, c8);
+            let al = mat4x4f(w0.lo, w1.lo, w2.lo, w3.lo);
+            let ah = mat4x4f(w0.hi, w1.hi, w2.hi, w3.hi);
+            let bl = mat4x4f(w4.lo, w5.lo, w6.lo, w7.lo);
+            let bh = mat4x4f(w4.hi, w5.hi, w6.hi, w7.hi);
+            var v = pixel8(fa.at.x, c8, fa.inside.x);
+            a0 += v.lo * al + v.hi * ah; b0 += v.lo * bl + v.hi * bh;
+            v = pixel8(fa.at.y, c8, fa.inside.y);
+            a1 += v.lo * al + v.hi * ah; b1 += v.lo * bl + v.hi * bh;
+            v = pixel8(fa.at.z, c8, fa.inside.z);
+            a2 += v.lo * al + v.hi * ah; b2 += v.lo * bl + v.hi * bh;
+            v = pixel8(fa.at.w, c8, fa.inside.w);
+            a3 += v.lo * al + v.hi * ah; b3 += v.lo * bl + v.hi * bh;
+            v = pixel8(fb.at.x, c8, fb.inside.x);
+            a4 += v.lo * al + v.hi * ah; b4 += v.lo * bl + v.hi * bh;
+            v = pixel8(fb.at.y, c8, fb.inside.y);
+            a5 += v.lo * al + v.hi * ah; b5 += v.lo * bl + v.hi * bh;
+            v = pixel8(fb.at.z, c8, fb.inside.z);
+            a6 += v.lo * al + v.hi * ah; b6 += v.lo * bl + v.hi * bh;
+            v = pixel8(fb.at.w, c8, fb.inside.w);
+            a7 += v.lo * al + v.hi * ah; b7 += v.lo * bl + v.hi * bh;
+        }
+    }
+    store8(m, n, a0, b0); store8(m + 1u, n, a1, b1);
+    store8(m + 2u, n, a2, b2); store8(m + 3u, n, a3, b3);
+    store8(m + 4u, n, a4, b4); store8(m + 5u, n, a5, b5);
+    store8(m + 6u, n, a6, b6); store8(m + 7u, n, a7, b7);
+}

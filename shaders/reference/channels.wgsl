@@ -1,0 +1,20 @@
+// y[b, .., c] = x[b, .., c] + table[row[b], c]. One element each.
+struct Params {
+    n: u32,     // elements of y
+    c: u32,     // channels
+    item: u32,  // elements of one item of the batch
+    steps: u32, // rows of the table
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<act>;       // [B, .., c]
+@group(0) @binding(2) var<storage, read> table: array<tab>;   // [steps, c]
+@group(0) @binding(3) var<storage, read> rows: array<u32>;    // [B]
+@group(0) @binding(4) var<storage, read_write> y: array<act>; // [B, .., c]
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+    let i = id.y * groups.x * 64u + id.x;
+    if (i >= p.n) { return; }
+    let row = min(rows[i / p.item], p.steps - 1u);
+    y[i] = act(f32(x[i]) + f32(table[row * p.c + i % p.c]));
+}
