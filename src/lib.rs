@@ -4,6 +4,8 @@
 //! [`gpu`] (the only floor that names wgpu) · [`graph`], [`quant`], [`weights`] (the last two do not
 //! know the GPU) · [`ops`] and [`nn`] · [`nets`] · the workflows [`diffusion`], [`text`], [`probe`].
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod cli;
 pub mod diffusion;
 pub mod error;

@@ -49,9 +49,8 @@ pub fn link(spec: &Spec, target: Target) -> Linked {
         for line in text.lines() {
             if is_directive(line) {
                 let line = line.trim().to_string();
-                if !(target == Target::Native && line == "enable subgroups;")
-                    && !directives.contains(&line)
-                {
+                let refused = target == Target::Native && line == "enable subgroups;";
+                if !refused && !directives.contains(&line) {
                     directives.push(line);
                 }
             } else {
