@@ -17,7 +17,7 @@ use std::fmt;
 use std::panic::Location;
 use std::rc::Rc;
 
-pub use lower::{Arg, Dispatch, Kernels, Lower, Operand};
+pub use lower::{Arg, Dispatch, Kernels, Lower, MAX_TRIPS, Operand};
 pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use weight::{Chunk, Vector, Weight, WeightInfo, weight_part};
@@ -124,6 +124,15 @@ impl Graph {
             return self.invalid(format!("literal: shape {shape:?} with {} values", data.len()));
         }
         self.leaf(shape, self.act, Home::Literal(Rc::new(data)))
+    }
+    /// As [`Graph::literal`], stored as f32 whatever the activations are (tables that f16 would spoil).
+    #[track_caller]
+    pub fn literal_f32(&self, shape: impl Into<Shape>, data: Vec<f32>) -> Var<'_> {
+        let shape = shape.into();
+        if shape.len() != data.len() {
+            return self.invalid(format!("literal: shape {shape:?} with {} values", data.len()));
+        }
+        self.leaf(shape, Elem::F32, Home::Literal(Rc::new(data)))
     }
     /// A value in a buffer that outlives the plan (a KV cache, another plan's output).
     #[track_caller]

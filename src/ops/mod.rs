@@ -3,10 +3,12 @@
 
 pub mod assign;
 pub mod attention;
+pub mod canary;
 pub mod channels;
 pub mod concat;
 pub mod conv2d;
 pub mod embed;
+pub mod finite;
 pub mod kv_cache;
 pub mod matmul;
 pub mod norm;
@@ -34,10 +36,12 @@ pub fn all() -> Vec<OpInfo> {
     [
         assign::info(),
         attention::info(),
+        canary::info(),
         channels::info(),
         concat::info(),
         conv2d::info(),
         embed::info(),
+        finite::info(),
         kv_cache::info(),
         matmul::info(),
         norm::info(),

@@ -3,10 +3,12 @@
 
 mod assign;
 mod attention;
+mod canary;
 mod channels;
 mod concat;
 mod conv2d;
 mod embed;
+mod finite;
 mod harness;
 mod kv_cache;
 mod matmul;
