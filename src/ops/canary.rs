@@ -4,9 +4,11 @@
 
 use super::OpInfo;
 use crate::gpu::{Bind, Command, Gpu, Source, Spec};
+use crate::graph::Kernels;
 use crate::{Result, params, source};
 
 const CANARY: Source = source!("canary.wgsl");
+const REFERENCE: Source = source!("reference/canary.wgsl");
 
 /// Where the chain of numbers starts; any word but zero.
 const SEED: u32 = 0x9e37_79b9;
@@ -29,16 +31,17 @@ pub struct LoopCount {
     pub state: u32,
 }
 
-fn spec() -> Spec {
-    Spec::new(CANARY)
+fn spec(kernels: Kernels) -> Spec {
+    Spec::new(if kernels == Kernels::Reference { REFERENCE } else { CANARY })
 }
 
 /// Runs a loop of `trips` iterations on the device, `chunk` of them in each invocation, one after the other,
 /// and returns what the device counted; compare with [`expected`]. Not an op of a graph on purpose: a plan
 /// refuses the very loops that this is to try. With `chunk` at most
-/// [`MAX_TRIPS`](crate::graph::MAX_TRIPS) every driver must count right.
-pub fn count_loop(gpu: &Gpu, trips: u32, chunk: u32) -> Result<LoopCount> {
-    let kernel = gpu.kernel(&spec())?;
+/// [`MAX_TRIPS`](crate::graph::MAX_TRIPS) every driver must count right; so must the reference, which
+/// writes sixteen steps out in each iteration, up to sixteen times that.
+pub fn count_loop(gpu: &Gpu, kernels: Kernels, trips: u32, chunk: u32) -> Result<LoopCount> {
+    let kernel = gpu.kernel(&spec(kernels))?;
     let y = gpu.upload("canary", bytemuck::cast_slice(&[0, SEED]))?;
     let mut left = trips;
     while left > 0 {
@@ -66,5 +69,6 @@ pub fn expected(trips: u32) -> LoopCount {
 
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
-    vec![OpInfo { name: "canary", specs: vec![spec()], params: Params::FIELDS }]
+    let specs = vec![spec(Kernels::Fast), spec(Kernels::Reference)];
+    vec![OpInfo { name: "canary", specs, params: Params::FIELDS }]
 }

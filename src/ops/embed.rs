@@ -9,8 +9,8 @@ use crate::{Result, params, source};
 
 const FAST: Source = source!("embed.wgsl");
 const REFERENCE: Source = source!("reference/embed.wgsl");
-const TAKE: Source = source!("take_row.wgsl");
-const TAKE_REFERENCE: Source = source!("reference/take_row.wgsl");
+const TAKE: Source = source!("embed_row.wgsl");
+const TAKE_REFERENCE: Source = source!("reference/embed_row.wgsl");
 
 params! {
     pub struct Params {

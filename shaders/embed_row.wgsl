@@ -1,4 +1,4 @@
-// The same as reference/take_row.wgsl, four channels each: the plan counts channels in fours.
+// The same as reference/embed_row.wgsl, four channels each: the plan counts channels in fours.
 struct Params {
     batch: u32,
     tokens: u32,
