@@ -157,6 +157,7 @@ fn log_to_stderr(verbose: u8) {
 fn handle_interrupts() {
     let handler = || {
         if gpu::interrupt().swap(true, Ordering::Relaxed) {
+            #[allow(clippy::disallowed_methods)] // a handler has nobody to return to
             std::process::exit(i32::from(Error::Interrupted.exit_code()));
         }
     };
