@@ -42,7 +42,10 @@ fn quantized(folder: &Path, recipe: &str) -> WeightStore {
     let path = folder.join("model.safetensors");
     let recipe = Recipe::builtin(recipe, "unet").unwrap();
     let mut heard = vec![];
-    let report = quantize(&unet(), &recipe, &path, |t, i, n| heard.push((t.name.clone(), i, n)));
+    let report = quantize(&unet(), &recipe, &path, |t, i, n| {
+        heard.push((t.name.clone(), i, n));
+        Ok(())
+    });
     let report = report.unwrap();
     assert_eq!(heard.last().unwrap(), &("position_ids".to_string(), 7, 7));
     assert_eq!(report.tensors.len(), 7);
@@ -93,7 +96,7 @@ fn file_gives_back_the_packed_weights_bit_for_bit() {
             source.vector("down.norm1.weight", 64).unwrap()
         );
         let recipe = Recipe::builtin("int4", "unet").unwrap();
-        let e = quantize(&store, &recipe, folder.path().join("x"), |_, _, _| ()).unwrap_err();
+        let e = quantize(&store, &recipe, folder.path().join("x"), |_, _, _| Ok(())).unwrap_err();
         assert!(e.to_string().contains("quantized already"), "{e}");
     }
 }
@@ -226,7 +229,7 @@ fn trained_weights_keep_their_sqnr() {
         let file = output.path().join("model.safetensors");
         let db = ["int4-g64-uniform-absmax", "int4-g64-uniform", "int4"].map(|weights| {
             let recipe = Recipe::from_argument(weights, family).unwrap();
-            let report = quantize(&store, &recipe, &file, |_, _, _| ()).unwrap();
+            let report = quantize(&store, &recipe, &file, |_, _, _| Ok(())).unwrap();
             let worst = report.tensors.iter().filter(|t| t.group.is_some());
             let worst = worst.min_by(|a, b| a.sqnr_db.partial_cmp(&b.sqnr_db).unwrap()).unwrap();
             let (bits, db) = (report.bits_per_weight, report.sqnr_db.unwrap());

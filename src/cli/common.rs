@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use comfy_table::{LineStyle, TableStyle};
 use serde::{Deserialize, Serialize};
 
 use super::progress::Bar;
@@ -359,7 +360,8 @@ pub fn is_broken_pipe(error: &Error) -> bool {
 /// An empty table with these headings, no wider than the terminal.
 pub fn table(headings: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    let rule = LineStyle::none().fill('─').junction('─');
+    table.load_style(TableStyle::new().header_separator(rule));
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     table.set_header(headings);
     table

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod devices;
 pub mod json;
 pub mod progress;
+pub mod quantize;
 pub mod repl;
 pub mod show;
 
@@ -62,6 +63,8 @@ pub struct Cli {
 pub enum Command {
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
+    /// Write a model folder with quantized weights
+    Quantize(quantize::Args),
     /// Print how a picture was made, from its text chunks
     Show(show::Args),
     /// Print a completion script for a shell
@@ -71,6 +74,7 @@ pub enum Command {
 fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
     match command {
         Command::Devices(args) => devices::run(args, ui),
+        Command::Quantize(args) => quantize::run(args, ui),
         Command::Show(args) => show::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),
     }

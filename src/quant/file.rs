@@ -124,10 +124,16 @@ pub fn write_quantized(
     // One key only: the order of several would differ from run to run.
     let metadata = HashMap::from([(METADATA_KEY.to_string(), json)]);
     let temporary = temporary_beside(path);
+    // safetensors leaves a file that only its owner may read; one made plainly has the usual rights.
+    let rights = std::fs::File::create(&temporary).and_then(|f| f.metadata());
+    let rights = rights.map_err(|e| Error::io(&temporary, e))?.permissions();
     let written = safetensors::serialize_to_file(pieces, Some(metadata), &temporary)
         .map_err(|e| match e {
             safetensors::SafeTensorError::IoError(e) => Error::io(&temporary, e),
             other => Error::Runtime(format!("{}: {other}", temporary.display())),
+        })
+        .and_then(|()| {
+            std::fs::set_permissions(&temporary, rights).map_err(|e| Error::io(&temporary, e))
         })
         .and_then(|()| std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e)));
     if written.is_err() {

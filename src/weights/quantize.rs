@@ -30,7 +30,7 @@ pub struct TensorReport {
 }
 
 /// What became of a file.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct QuantizedReport {
     /// Bits per weight over all tensors, those that stayed plain included.
     pub bits_per_weight: f64,
@@ -38,17 +38,21 @@ pub struct QuantizedReport {
     pub bytes: u64,
     /// Signal to quantization noise over all packed weights together, in dB.
     pub sqnr_db: Option<f64>,
+    /// Sum of the squares of the packed weights, to join the SQNR of several files.
+    #[serde(skip)]
+    pub signal: f64,
     pub tensors: Vec<TensorReport>,
 }
 
 /// Quantizes every tensor of `store` as `recipe` says and writes the quantized file to `output`.
 /// Only weights of 2 or 4 axes are packed; others stay floats, at 16 bits unless the recipe or an
-/// F32 source asks for more. `progress` hears of each tensor with its number and the count of all.
+/// F32 source asks for more. `progress` hears of each tensor with its number and the count of all; an
+/// error of its own ends the work, and no file appears.
 pub fn quantize(
     store: &WeightStore,
     recipe: &Recipe,
     output: impl AsRef<Path>,
-    mut progress: impl FnMut(&TensorReport, usize, usize),
+    mut progress: impl FnMut(&TensorReport, usize, usize) -> Result<()>,
 ) -> Result<QuantizedReport> {
     if store.quantized().is_some() {
         return Err(Error::Model(format!(
@@ -58,26 +62,25 @@ pub fn quantize(
     }
     let total = store.names().count();
     let mut tensors: Vec<(String, Stored)> = vec![];
-    let mut report =
-        QuantizedReport { bits_per_weight: 0.0, bytes: 0, sqnr_db: None, tensors: vec![] };
-    let (mut signal, mut noise, mut weights) = (0.0, 0.0, 0usize);
+    let mut report = QuantizedReport::default();
+    let (mut noise, mut weights) = (0.0, 0usize);
     for name in store.names() {
         let view = store.get(name)?;
         let stored = convert(store, &view, recipe.spec_for(name))?;
         let tensor = describe(name, &stored, &view);
         if let (Stored::Packed { .. }, Some(db)) = (&stored, tensor.sqnr_db) {
             let power: f64 = view.to_f32()?.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-            signal += power;
+            report.signal += power;
             noise += power / 10f64.powf(db / 10.0);
         }
         weights += tensor.weights;
         report.bytes += (tensor.bits * tensor.weights as f64 / 8.0).round() as u64;
-        progress(&tensor, report.tensors.len() + 1, total);
+        progress(&tensor, report.tensors.len() + 1, total)?;
         report.tensors.push(tensor);
         tensors.push((name.to_string(), stored));
     }
     report.bits_per_weight = 8.0 * report.bytes as f64 / weights.max(1) as f64;
-    report.sqnr_db = (noise > 0.0).then(|| 10.0 * (signal / noise).log10());
+    report.sqnr_db = (noise > 0.0).then(|| 10.0 * (report.signal / noise).log10());
     write_quantized(output, &recipe.name, &store.sha256(), &tensors)?;
     Ok(report)
 }

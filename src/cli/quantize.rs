@@ -1,0 +1,393 @@
+//! `inknib quantize -m MODEL -o OUT`: a model folder whose weights are quantized.
+//!
+//! Weight files are made one by one, each complete when it appears. What is done is kept in a small
+//! file in OUT, so that the same command goes on where it stopped. The file that makes OUT a model
+//! folder (model_index.json or config.json) is copied last, so nothing ever loads half a model.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::common::{Family, ModelFolder, Ui, table};
+use super::json::round;
+use super::progress::Bar;
+use crate::gpu::{interrupted, mib};
+use crate::quant::Recipe;
+use crate::weights::{QuantizedReport, WeightStore, quantize};
+use crate::{Error, Result};
+
+const EXAMPLES: &str = "\
+Examples:
+  inknib quantize -m models/demo-scenes -o scenes-int4
+  inknib quantize -m models/demo-chat -o chat-g32 --weights int4-g32-cubic
+  inknib quantize -m SD15 -o SD15-mine --weights my-recipe.toml --json
+
+The folder OUT is used like the original: `inknib generate -m scenes-int4 …`. A run that was stopped
+goes on when the same command is given again.";
+
+/// Flags of `inknib quantize`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The model folder with the original weights
+    #[arg(short, long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// The folder to write; it must be empty or not exist
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// int4, int8, fp16, a format such as int4-g32-uniform, or a recipe file (*.toml)
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub weights: String,
+    /// Write into a folder that is not empty
+    #[arg(long)]
+    pub force: bool,
+    /// How many tensors the table shows, those with most noise first
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    pub top: usize,
+}
+
+/// What is remembered between runs, in OUT.
+const PARTIAL: &str = "inknib-quantize.partial.json";
+
+#[derive(Serialize, Deserialize)]
+struct Partial {
+    model: PathBuf,
+    recipe: String,
+    nets: Vec<Net>,
+}
+
+/// One weight file.
+#[derive(Clone, Serialize, Deserialize)]
+struct Net {
+    net: String,
+    file: PathBuf,
+    source_sha256: String,
+    weights: u64,
+    bits_per_weight: f64,
+    bytes: u64,
+    sqnr_db: Option<f64>,
+    /// Sum of the squares of the packed weights.
+    signal: f64,
+    tensors: Vec<Tensor>,
+}
+
+/// One tensor, as `--json` prints it.
+#[derive(Clone, Serialize, Deserialize)]
+struct Tensor {
+    net: String,
+    name: String,
+    bits: f64,
+    group: Option<u32>,
+    c: Option<f32>,
+    sqnr_db: Option<f64>,
+    weights: u64,
+}
+
+/// Quantizes every net of the model.
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let start = Instant::now();
+    let model = ModelFolder::find(&args.model)?;
+    let recipes: Vec<Recipe> = model
+        .family
+        .nets()
+        .iter()
+        .map(|(_, net)| Recipe::from_argument(&args.weights, net))
+        .collect::<Result<_>>()?;
+    let stores: Vec<WeightStore> = model
+        .family
+        .nets()
+        .iter()
+        .map(|(folder, _)| WeightStore::open(model.path.join(folder)))
+        .collect::<Result<_>>()?;
+    let mut partial = prepare(args, &model)?;
+    let total: usize = stores.iter().map(|s| s.names().count()).sum();
+    let bar = ui.bar("quantize", total as u64);
+    let mut done = 0;
+    for (((folder, net), recipe), store) in model.family.nets().iter().zip(&recipes).zip(&stores) {
+        let file = Path::new(folder).join(weight_file(net));
+        if partial.nets.iter().any(|n| n.net == *net && n.file == file && finished(args, n, store))
+        {
+            ui.note(&format!("{}: finished before", file.display()));
+        } else {
+            partial.nets.retain(|n| n.net != *net);
+            let made = one_net(args, &file, net, recipe, store, &bar, done)?;
+            partial.nets.push(made);
+            remember(&args.output, &partial)?;
+        }
+        done += store.names().count() as u64;
+        bar.at(done);
+    }
+    copy_the_rest(&model, &args.output)?;
+    let partial_file = args.output.join(PARTIAL);
+    std::fs::remove_file(&partial_file).map_err(|e| Error::io(&partial_file, e))?;
+    drop(bar);
+    answer(args, ui, &partial.nets, start.elapsed().as_secs_f64())
+}
+
+/// Under which of the Hub's names the weights of a net are written.
+fn weight_file(net: &str) -> &'static str {
+    match net {
+        "unet" | "vae" => "diffusion_pytorch_model.safetensors",
+        _ => "model.safetensors",
+    }
+}
+
+/// Makes OUT, or goes on with one that the same command left.
+fn prepare(args: &Args, model: &ModelFolder) -> Result<Partial> {
+    let out = &args.output;
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(|e| Error::io(path, e));
+    let recipe = match args.weights.ends_with(".toml") {
+        true => std::fs::read_to_string(&args.weights).map_err(|e| Error::io(&args.weights, e))?,
+        false => args.weights.clone(),
+    };
+    let fresh = Partial { model: real(&model.path)?, recipe, nets: Vec::new() };
+    let created = !out.exists();
+    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    let inside = real(out)?.starts_with(&fresh.model);
+    if inside {
+        if created {
+            // It was made a moment ago and holds nothing.
+            let _ = std::fs::remove_dir(out);
+        }
+        return Err(Error::Usage(format!(
+            "{}: lies in the model folder itself; write the quantized model somewhere else",
+            out.display()
+        )));
+    }
+    let before: Option<Partial> = std::fs::read_to_string(out.join(PARTIAL))
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok());
+    if let Some(before) = before.filter(|b| b.model == fresh.model && b.recipe == fresh.recipe) {
+        return Ok(before);
+    }
+    let empty = std::fs::read_dir(out).map_err(|e| Error::io(out, e))?.next().is_none();
+    if !empty && !args.force {
+        return Err(Error::Usage(format!(
+            "{}: the folder is not empty; name another one, or write into it with --force",
+            out.display()
+        )));
+    }
+    // While weights are replaced it is no model.
+    for name in ["model_index.json", "config.json"].map(|n| out.join(n)) {
+        if name.is_file() {
+            std::fs::remove_file(&name).map_err(|e| Error::io(&name, e))?;
+        }
+    }
+    remember(out, &fresh)?;
+    Ok(fresh)
+}
+
+/// Whether an earlier run made this file from these weights.
+fn finished(args: &Args, net: &Net, store: &WeightStore) -> bool {
+    let made = WeightStore::open(args.output.join(&net.file));
+    made.is_ok_and(|m| m.quantized().is_some_and(|h| h.source_sha256 == net.source_sha256))
+        && store.sha256() == net.source_sha256
+}
+
+fn one_net(
+    args: &Args,
+    file: &Path,
+    net: &str,
+    recipe: &Recipe,
+    store: &WeightStore,
+    bar: &Bar,
+    done: u64,
+) -> Result<Net> {
+    let target = args.output.join(file);
+    let folder = target.parent().unwrap_or(&args.output);
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let report = quantize(store, recipe, &target, |tensor, index, _| {
+        bar.at(done + index as u64);
+        bar.say(tensor.name.clone());
+        interrupted()
+    })?;
+    let header = WeightStore::open(&target)?;
+    let source_sha256 = header.quantized().map(|h| h.source_sha256.clone()).unwrap_or_default();
+    Ok(summary(net, file, source_sha256, report))
+}
+
+fn summary(net: &str, file: &Path, source_sha256: String, report: QuantizedReport) -> Net {
+    let tensors: Vec<Tensor> = report
+        .tensors
+        .into_iter()
+        .map(|t| Tensor {
+            net: net.to_string(),
+            name: t.name,
+            bits: t.bits,
+            group: t.group,
+            c: t.c,
+            sqnr_db: t.sqnr_db,
+            weights: t.weights as u64,
+        })
+        .collect();
+    Net {
+        net: net.to_string(),
+        file: file.to_path_buf(),
+        source_sha256,
+        weights: tensors.iter().map(|t| t.weights).sum(),
+        bits_per_weight: report.bits_per_weight,
+        bytes: report.bytes,
+        sqnr_db: report.sqnr_db,
+        signal: report.signal,
+        tensors,
+    }
+}
+
+fn remember(out: &Path, partial: &Partial) -> Result<()> {
+    let text = serde_json::to_string(partial)
+        .map_err(|e| Error::Runtime(format!("the state of the run cannot be written: {e}")))?;
+    write_whole(&out.join(PARTIAL), text.as_bytes())
+}
+
+/// Writes to a temporary name beside the target and renames.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).map_err(
+        |e| {
+            // The failure that matters is the first one.
+            let _ = std::fs::remove_file(&temporary);
+            Error::io(path, e)
+        },
+    )
+}
+
+/// Copies what is not weights: configurations, tokenizers, licences. Of a language model the folder
+/// itself, of a pipeline its subfolders too; the file that makes it a model comes last.
+fn copy_the_rest(model: &ModelFolder, out: &Path) -> Result<()> {
+    let last = match model.family {
+        Family::TextToImage => "model_index.json",
+        Family::Llm => "config.json",
+    };
+    let mut folders = vec![PathBuf::new()];
+    if model.family == Family::TextToImage {
+        folders.extend(entries(&model.path)?.into_iter().filter(|n| model.path.join(n).is_dir()));
+    }
+    for folder in folders {
+        let from = model.path.join(&folder);
+        for name in entries(&from)? {
+            let first = !(folder.as_os_str().is_empty() && name.as_os_str() == last);
+            if from.join(&name).is_file() && is_kept(&name) && first {
+                let to = out.join(&folder);
+                std::fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
+                copy(&from.join(&name), &to.join(&name))?;
+            }
+        }
+    }
+    copy(&model.path.join(last), &out.join(last))
+}
+
+/// Names in a folder, in order, hidden ones left out.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map_err(|e| Error::io(folder, e))?
+        .filter_map(|entry| entry.ok().map(|e| PathBuf::from(e.file_name())))
+        .filter(|name| !name.to_string_lossy().starts_with('.'))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn is_kept(name: &Path) -> bool {
+    let name = name.to_string_lossy().to_ascii_lowercase();
+    let text = [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|e| name.ends_with(e));
+    (text || name.starts_with("licen")) && !name.contains(".safetensors.index")
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    write_whole(to, &std::fs::read(from).map_err(|e| Error::io(from, e))?)
+}
+
+/// SQNR over the packed weights of all nets.
+fn joined_sqnr(nets: &[Net]) -> Option<f64> {
+    let lossy = nets.iter().filter_map(|n| n.sqnr_db.map(|db| (n.signal, db)));
+    let (signal, noise) = lossy
+        .fold((0.0, 0.0), |(s, n), (signal, db)| (s + signal, n + signal / 10f64.powf(db / 10.0)));
+    (noise > 0.0).then(|| 10.0 * (signal / noise).log10())
+}
+
+/// The group size that most packed weights have.
+fn usual_group(nets: &[Net]) -> Option<u32> {
+    let mut weights = std::collections::BTreeMap::new();
+    for tensor in nets.iter().flat_map(|n| &n.tensors) {
+        if let Some(group) = tensor.group {
+            *weights.entry(group).or_insert(0) += tensor.weights;
+        }
+    }
+    weights.into_iter().max_by_key(|(_, n)| *n).map(|(group, _)| group)
+}
+
+fn answer(args: &Args, ui: &Ui, nets: &[Net], seconds: f64) -> Result<()> {
+    let bytes: u64 = nets.iter().map(|n| n.bytes).sum();
+    let weights: u64 = nets.iter().map(|n| n.weights).sum();
+    let bits = 8.0 * bytes as f64 / weights.max(1) as f64;
+    let sqnr = joined_sqnr(nets);
+    if ui.json() {
+        return ui.answer(&json!({
+            "output": args.output,
+            "scheme": args.weights,
+            "group": usual_group(nets),
+            "bits_per_weight": round(bits, 4),
+            "bytes": bytes,
+            "sqnr_db": sqnr.map(|db| round(db, 3)),
+            "seconds": round(seconds, 3),
+            "nets": nets.iter().map(|n| json!({
+                "net": n.net,
+                "file": n.file,
+                "weights": n.weights,
+                "bits_per_weight": round(n.bits_per_weight, 4),
+                "bytes": n.bytes,
+                "sqnr_db": n.sqnr_db.map(|db| round(db, 3)),
+            })).collect::<Vec<_>>(),
+            "tensors": nets.iter().flat_map(|n| &n.tensors).collect::<Vec<_>>(),
+        }));
+    }
+    noisiest(args, ui, nets)?;
+    let mut sums = table(&["net", "weights", "bits/weight", "size", "SQNR"]);
+    let row = |name: &str, weights: u64, bits: f64, bytes: u64, db: Option<f64>| {
+        [name.to_string(), weights.to_string(), format!("{bits:.3}"), mib(bytes), decibel(db)]
+    };
+    for n in nets {
+        sums.add_row(row(&n.net, n.weights, n.bits_per_weight, n.bytes, n.sqnr_db));
+    }
+    if nets.len() > 1 {
+        sums.add_row(row("all", weights, bits, bytes, sqnr));
+    }
+    ui.line(&sums.to_string())?;
+    ui.line(&format!("{} written in {seconds:.1} s", args.output.display()))
+}
+
+fn noisiest(args: &Args, ui: &Ui, nets: &[Net]) -> Result<()> {
+    let mut packed: Vec<&Tensor> =
+        nets.iter().flat_map(|n| &n.tensors).filter(|t| t.sqnr_db.is_some()).collect();
+    packed.sort_by(|a, b| {
+        let db = |t: &Tensor| t.sqnr_db.unwrap_or(f64::INFINITY);
+        db(a).total_cmp(&db(b))
+    });
+    if packed.is_empty() || args.top == 0 {
+        return Ok(());
+    }
+    let mut shown = table(&["tensor", "bits", "group", "c", "SQNR"]);
+    for t in packed.iter().take(args.top) {
+        shown.add_row([
+            format!("{}: {}", t.net, t.name),
+            format!("{:.3}", t.bits),
+            t.group.map_or(String::new(), |g| g.to_string()),
+            t.c.map_or(String::new(), |c| format!("{c:.4}")),
+            decibel(t.sqnr_db),
+        ]);
+    }
+    ui.line(&shown.to_string())?;
+    let hidden = packed.len().saturating_sub(args.top);
+    match hidden {
+        0 => Ok(()),
+        n => ui.line(&format!("… and {n} packed tensors with less noise (--top, or --json)\n")),
+    }
+}
+
+fn decibel(db: Option<f64>) -> String {
+    db.map_or("exact".to_string(), |db| format!("{db:.2} dB"))
+}

@@ -1,0 +1,304 @@
+//! The binary from outside: answers, one-line errors that name the thing, exit codes, and no file half
+//! written. Tests that need a GPU say so in one line and pass where there is no adapter.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_inknib"));
+    command.args(args).current_dir(ROOT).env_remove("RUST_LOG").env_remove("INKNIB_MODELS");
+    command
+}
+
+fn finish(mut command: Command) -> Run {
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let run = Run {
+        code: output.status.code().unwrap_or(-1),
+        out: text(&output.stdout),
+        err: text(&output.stderr),
+    };
+    assert!(!run.err.contains("panicked"), "{}", run.err);
+    run
+}
+
+fn inknib(args: &[&str]) -> Run {
+    finish(command(args))
+}
+
+/// One line on stderr that holds every word, this exit code, nothing on stdout; with `--json` the same
+/// as an object.
+#[track_caller]
+fn refused(args: &[&str], code: i32, words: &[&str]) {
+    let run = inknib(args);
+    assert_eq!(run.code, code, "{args:?}: {}{}", run.out, run.err);
+    assert_eq!(run.err.trim_end().lines().count(), 1, "{args:?}: {}", run.err);
+    assert!(run.err.starts_with("inknib: "), "{args:?}: {}", run.err);
+    for word in words {
+        assert!(run.err.contains(word), "{args:?} should name `{word}`: {}", run.err);
+    }
+    assert_eq!(run.out, "", "{args:?}");
+    let mut with_json = vec!["--json"];
+    with_json.extend(args);
+    let run = inknib(&with_json);
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((run.code, value["code"].as_i64()), (code, Some(i64::from(code))), "{args:?}");
+    assert_eq!(run.err.trim_end(), format!("inknib: {}", value["error"].as_str().unwrap()));
+}
+
+/// Whether there is an adapter; says once that there is none.
+fn gpu() -> bool {
+    static GPU: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *GPU.get_or_init(|| {
+        let any = inknib(&["devices"]).code == 0;
+        if !any {
+            println!("skipped: no GPU adapter");
+        }
+        any
+    })
+}
+
+fn str(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn help_of_every_command_has_an_example() {
+    let run = inknib(&["--help"]);
+    assert_eq!(run.code, 0);
+    assert!(run.out.contains("Exit codes") && run.out.contains("Examples"));
+    let commands: Vec<&str> = run
+        .out
+        .lines()
+        .skip_while(|l| *l != "Commands:")
+        .skip(1)
+        .take_while(|l| !l.is_empty())
+        .filter_map(|l| l.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(commands.contains(&"devices"), "{commands:?}");
+    for name in commands {
+        let help = inknib(&[name, "--help"]);
+        assert_eq!(help.code, 0);
+        assert!(help.out.contains(&format!("  inknib {name} ")), "{name}: {}", help.out);
+    }
+    assert_eq!(inknib(&["--version"]).code, 0);
+    let bare = inknib(&[]);
+    assert!(bare.code == 2 && bare.err.contains("Usage"), "{}", bare.err);
+}
+
+#[test]
+fn usage_errors_are_one_line_and_code_2() {
+    refused(&["paint"], 2, &["'paint'", "inknib --help"]);
+    refused(&["devices", "--colour"], 2, &["'--colour'", "inknib devices --help"]);
+    refused(&["show"], 2, &["<PICTURE>", "inknib show --help"]);
+    refused(&["completions", "cobol"], 2, &["'cobol'", "bash", "inknib completions --help"]);
+}
+
+#[test]
+fn devices_answers_as_table_and_json() {
+    let run = inknib(&["devices", "--json"]);
+    let list: Value = serde_json::from_str(&run.out).unwrap();
+    let list = list.as_array().unwrap();
+    assert_eq!(run.code, if list.is_empty() { 3 } else { 0 });
+    for (i, device) in list.iter().enumerate() {
+        assert_eq!(device["index"], i);
+        for field in ["name", "backend", "driver", "device_type"] {
+            assert!(device[field].is_string(), "{field}: {device}");
+        }
+        for feature in ["f16", "subgroups", "timestamps", "int_dot", "coop_matrix"] {
+            assert!(device["features"][feature].is_boolean(), "{feature}: {device}");
+        }
+        assert!(device["limits"]["max_binding_bytes"].as_u64().unwrap() > 0);
+    }
+    if gpu() {
+        let table = inknib(&["devices"]).out;
+        assert!(table.contains(list[0]["name"].as_str().unwrap()), "{table}");
+    }
+}
+
+#[test]
+fn without_an_adapter_the_code_is_3() {
+    // Metal on Linux, Vulkan on macOS: a backend that is not there.
+    let backend = if cfg!(target_os = "macos") { "dx12" } else { "metal" };
+    let mut command = command(&["devices", "--json"]);
+    command.env("WGPU_BACKEND", backend);
+    let run = finish(command);
+    assert_eq!((run.code, run.out.trim()), (3, "[]"));
+    assert!(run.err.starts_with("inknib: no GPU adapter: install"), "{}", run.err);
+}
+
+#[test]
+fn a_closed_pipe_is_silent() {
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_inknib"))
+        .args(["completions", "bash"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success());
+}
+
+#[test]
+fn completions_name_every_command() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let run = inknib(&["completions", shell]);
+        assert!(run.code == 0 && run.out.contains("devices"), "{shell}");
+    }
+}
+
+#[test]
+fn show_prints_what_a_picture_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.png");
+    let image = inknib::diffusion::image::Image::new(2, 1, vec![0; 6]).unwrap();
+    let text = |json: &str| {
+        [("parameters", "a boat\nSteps: 2, Seed: 7"), ("inknib", json)]
+            .map(|(k, t)| (k.to_string(), t.to_string()))
+    };
+    image.write_png(&path, &text("{\"seed\":7}")).unwrap();
+    let run = inknib(&["show", str(&path)]);
+    assert!(run.code == 0 && run.out.contains("Steps: 2, Seed: 7") && run.out.contains("2 x 1"));
+    let run = inknib(&["show", "--json", str(&path)]);
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((&value["inknib"]["seed"], &value["width"]), (&7.into(), &2.into()));
+    image.write_png(&path, &text("{\"seed\":")).unwrap();
+    refused(&["show", str(&path)], 2, &["p.png", "no JSON"]);
+    std::fs::write(&path, "not a picture").unwrap();
+    refused(&["show", str(&path)], 2, &["p.png", "PNG"]);
+    refused(&["show", str(&folder.path().join("gone.png"))], 1, &["gone.png"]);
+}
+
+/// A copy of the small Llama of tests/golden, which is a model folder but for its tokenizer.
+fn small_model(folder: &Path) -> PathBuf {
+    let model = folder.join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(Path::new(ROOT).join("tests/golden/llama").join(name), model.join(name))
+            .unwrap();
+    }
+    std::fs::write(model.join("tokenizer.json"), "{}").unwrap();
+    std::fs::write(model.join("pytorch_model.bin"), "weights of another kind").unwrap();
+    model
+}
+
+#[test]
+fn quantize_writes_a_model_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (small_model(folder.path()), folder.path().join("out"));
+    let args = ["quantize", "-m", str(&model), "-o", str(&out)];
+    let run = inknib(&[&["--json"], &args[..]].concat());
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    let bits = value["bits_per_weight"].as_f64().unwrap();
+    assert!((4.0..16.0).contains(&bits), "{value}");
+    assert!(value["sqnr_db"].as_f64().unwrap() > 15.0, "{value}");
+    assert_eq!((&value["scheme"], &value["group"]), (&"int4".into(), &64.into()));
+    let first = &value["tensors"][0];
+    assert!(first["name"].is_string() && first["bits"].is_number(), "{first}");
+    let names: Vec<String> =
+        files(&out).iter().map(|p| str(p.strip_prefix(&out).unwrap()).to_string()).collect();
+    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json"]);
+    let store = inknib::weights::WeightStore::open(&out).unwrap();
+    assert_eq!(store.quantized().unwrap().recipe, "int4");
+
+    refused(&args, 2, &["out", "not empty", "--force"]);
+    let before = std::fs::read(out.join("model.safetensors")).unwrap();
+    assert_eq!(inknib(&[&args[..], &["--force"]].concat()).code, 0);
+    let again = std::fs::read(out.join("model.safetensors")).unwrap();
+    assert!(before == again, "the same weights and recipe gave another file");
+    let onto = folder.path().join("again");
+    refused(&["quantize", "-m", str(&out), "-o", str(&onto)], 4, &["quantized already"]);
+}
+
+/// Ctrl-C while the UNet is packed: nothing half-written, and the same command goes on.
+#[cfg(unix)]
+#[test]
+fn quantize_goes_on_where_ctrl_c_stopped_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let args = ["quantize", "-m", "models/demo-scenes", "-o", str(&out)];
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_inknib"))
+        .args(args)
+        .current_dir(ROOT)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let state = out.join("inknib-quantize.partial.json");
+    // The text encoder takes a second or two, the UNet several more.
+    for _ in 0..600 {
+        if std::fs::read_to_string(&state).is_ok_and(|text| text.contains("text_encoder")) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let kill = format!("kill -INT {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let mut err = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut err).unwrap();
+    assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(130), "inknib: interrupted\n"));
+    let left = files(&out);
+    assert_eq!(left, [state.clone(), out.join("text_encoder/model.safetensors")]);
+
+    refused(&[&args[..], &["--weights", "int8"]].concat(), 2, &["not empty"]);
+    let run = inknib(&args);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert_eq!(run.err, "text_encoder/model.safetensors: finished before\n");
+    assert!(out.join("model_index.json").is_file() && !state.exists());
+    assert!(out.join("scheduler/scheduler_config.json").is_file());
+    assert!(out.join("tokenizer/tokenizer.json").is_file());
+}
+
+#[test]
+fn quantize_refuses_bad_input_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (small_model(folder.path()), folder.path().join("out"));
+    let quantize = |model: &Path, weights: &str, code: i32, words: &[&str]| {
+        let args = ["quantize", "-m", str(model), "-o", str(&out), "--weights", weights];
+        refused(&args, code, words);
+        let left = if out.exists() { files(&out) } else { Vec::new() };
+        let only_state = left.iter().all(|p| p.ends_with("inknib-quantize.partial.json"));
+        assert!(only_state, "{left:?}");
+    };
+    quantize(&folder.path().join("gone"), "int4", 4, &["gone", "no such model folder"]);
+    quantize(folder.path(), "int4", 4, &["model_index.json", "config.json"]);
+    quantize(&model, "int5", 2, &["int5", "fp16"]);
+    quantize(&model, "gone.toml", 1, &["gone.toml"]);
+    let inside = model.join("inside");
+    let args = ["quantize", "-m", str(&model), "-o", str(&inside)];
+    refused(&args, 2, &["inside", "somewhere else"]);
+    assert!(!inside.exists());
+    let weights = model.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    for cut in [0, 5, 100, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&weights, &bytes[..cut]).unwrap();
+        quantize(&model, "int4", 4, &["model.safetensors"]);
+    }
+    std::fs::write(model.join("config.json"), "{\"model_type\": \"mamba\"}").unwrap();
+    quantize(&model, "int4", 4, &["config.json", "`mamba`", "llama"]);
+    std::fs::write(model.join("config.json"), "{").unwrap();
+    quantize(&model, "int4", 4, &["config.json"]);
+}
