@@ -1,0 +1,35 @@
+// Rotary embedding, pairs (i, i + D/2) of each head turned by (start + s) · inv_freq[i] (RoFormer, Su et al. 2021,
+// in the half-split order of Hugging Face's `rotate_half`). Four neighbouring pairs each; D/2 divides by four.
+struct Params {
+    n: u32,     // invocations: quads of pairs in x
+    rows: u32,  // S, rows of one batch item
+    heads: u32,
+    half: u32,  // D/2
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<act4>;         // [B, S, heads · D / 4]
+@group(0) @binding(2) var<storage, read> start: array<u32>;      // [1]
+@group(0) @binding(3) var<storage, read> inv_freq: array<vec4f>; // [D/2 / 4]
+@group(0) @binding(4) var<storage, read_write> y: array<act4>;   // as x
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+    let item = id.y * groups.x * 64u + id.x;
+    if (item >= p.n) { return; }
+    let half4 = p.half / 4u;
+    let head = item / half4; // over batch, rows and heads
+    let i4 = item % half4;
+    let position = start[0] + head / p.heads % p.rows;
+    let angle = f32(position) * inv_freq[i4];
+    let a = sin_cos(angle.x);
+    let b = sin_cos(angle.y);
+    let c = sin_cos(angle.z);
+    let d = sin_cos(angle.w);
+    let sine = vec4f(a.x, b.x, c.x, d.x);
+    let cosine = vec4f(a.y, b.y, c.y, d.y);
+    let j = head * 2u * half4 + i4;
+    let lo = vec4f(x[j]);
+    let hi = vec4f(x[j + half4]);
+    y[j] = act4(lo * cosine - hi * sine);
+    y[j + half4] = act4(hi * cosine + lo * sine);
+}
