@@ -20,9 +20,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> k: array<act4>;       // [B, sk, kv_heads · d / 4]
 @group(0) @binding(3) var<storage, read> v: array<act4>;       // [B, sk, kv_heads · d / 4]
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
-@group(0) @binding(5) var<storage, read_write> y: array<act4>;  // [B, sq, heads · d / 4]
-@group(0) @binding(6) var<storage, read_write> part: array<vec4f>; // [rows, splits, d / 4], when SPLIT
-@group(0) @binding(7) var<storage, read_write> stat: array<vec2f>; // [rows, splits] maximum and sum
 
 @compute @workgroup_size(WG_X)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
@@ -92,14 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
         }
     }
     if (query >= p.sq) { return; }
-    if (SPLIT) {
-        for (var c = 0u; c < D4; c++) {
-            part[(row * p.splits + split) * D4 + c] = sum[c];
-        }
-        stat[row * p.splits + split] = vec2f(most, total);
-    } else {
-        for (var c = 0u; c < D4; c++) {
-            y[row * D4 + c] = act4(sum[c] / total);
-        }
+    for (var c = 0u; c < D4; c++) {
+        store(row, split, c, sum[c], vec2f(most, total));
     }
 }

@@ -19,9 +19,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> k: array<act4>;       // [B, sk, kv_heads · d / 4]
 @group(0) @binding(3) var<storage, read> v: array<act4>;       // [B, sk, kv_heads · d / 4]
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
-@group(0) @binding(5) var<storage, read_write> y: array<act4>;  // [B, sq, heads · d / 4]
-@group(0) @binding(6) var<storage, read_write> part: array<vec4f>; // [rows, splits, d / 4], when SPLIT
-@group(0) @binding(7) var<storage, read_write> stat: array<vec2f>; // [rows, splits] maximum and sum
 
 const KEYS = WG_X / LANES4; // LANES4: the power of two not below d / 4
 const_assert WG_X % LANES4 == 0u;
@@ -86,10 +83,5 @@ fn main(
         }
     }
     if (local >= d4) { return; }
-    if (SPLIT) {
-        part[(row * p.splits + split) * d4 + local] = sums[local];
-        stat[row * p.splits + split] = vec2f(most, total);
-    } else {
-        y[row * d4 + local] = act4(sums[local] / total);
-    }
+    store(row, split, local, sums[local], vec2f(most, total));
 }

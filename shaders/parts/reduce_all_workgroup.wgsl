@@ -1,6 +1,6 @@
 // Sum and maximum over the whole workgroup (WG_X invocations, a power of two); every invocation gets the result
 // and every invocation must call.
-const_assert (WG_X & (WG_X - 1u)) == 0u;
+const_assert 0u == (WG_X & (WG_X - 1u));
 var<workgroup> lane_values: array<f32, WG_X>;
 
 fn all_sum(v: f32, local: u32) -> f32 {

@@ -1,8 +1,8 @@
 // y[i, c] = Σ_j softmax_j(scale · q[i, ·] · k[j, ·]) v[j, c] for the rows row0 .. row0 + n of this launch, in
 // stages (STAGE), so that no invocation loops long:
 //   0  s[row, j] = scale · Σ_c q[row, c] · k[j, c], one score each, for the keys that the query sees
-//   1  s[row, j] = exp(s[row, j] − max) / Σ exp(s[row, ·] − max), one row each
-//   2  y[row, c] = Σ_j s[row, j] · v[j, c], one element each
+//   1  stat[row] = (max, Σ exp(s[row, ·] − max)), one row each
+//   2  y[row, c] = Σ_j exp(s[row, j] − max) / sum · v[j, c], one element each
 struct Params {
     sq: u32,       // queries of one batch item
     sk: u32,       // keys of one batch item (the cache's capacity)
@@ -23,7 +23,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v: array<act>;       // [B, sk, kv_heads · d]
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
 @group(0) @binding(5) var<storage, read_write> s: array<f32>;   // [rows of this launch, sk]
-@group(0) @binding(6) var<storage, read_write> y: array<act>;   // [B, sq, heads · d]
+@group(0) @binding(6) var<storage, read_write> stat: array<vec2f>; // [rows of this launch]
+@group(0) @binding(7) var<storage, read_write> y: array<act>;   // [B, sq, heads · d]
 
 // First element of the keys (or values) of a row's batch item and head; the next key is kv_heads · d further.
 fn first_key(row: u32) -> u32 {
@@ -59,15 +60,14 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         for (var j = 0u; j < seen; j++) {
             sum += exp(s[local * p.sk + j] - most);
         }
-        for (var j = 0u; j < seen; j++) {
-            s[local * p.sk + j] = exp(s[local * p.sk + j] - most) / sum;
-        }
+        stat[local] = vec2f(most, sum);
     }
     if (STAGE == 2u) {
         let c = item % p.d;
         var sum = 0.0;
         for (var j = 0u; j < seen; j++) {
-            sum += s[local * p.sk + j] * f32(v[first_key(row) + j * step + c]);
+            let w = exp(s[local * p.sk + j] - stat[local].x) / stat[local].y;
+            sum += w * f32(v[first_key(row) + j * step + c]);
         }
         y[row * p.d + c] = act(sum);
     }

@@ -1,6 +1,373 @@
-//! attention
-use super::OpInfo;
+//! Attention: `y = softmax(scale · q · kᵀ) v` per head, by online softmax (Milakov and Gimelshein 2018;
+//! FlashAttention, Dao et al. 2022): the scores are never stored, whatever the length.
 
+use std::any::Any;
+
+use super::{ACTS, OpInfo};
+use crate::gpu::{Elem, Source, Spec};
+use crate::graph::{Dispatch, Lower, MAX_TRIPS, Op, Operand, Var};
+use crate::{Result, params, source};
+
+const ROWS: Source = source!("attention.wgsl");
+const VEC: Source = source!("attention_vec.wgsl");
+const MERGE: Source = source!("attention_merge.wgsl");
+const REFERENCE: Source = source!("reference/attention.wgsl");
+const MASK: Source = source!("parts/attention_mask.wgsl");
+const WHOLE: Source = source!("parts/attention_whole.wgsl");
+const SPLIT: Source = source!("parts/attention_split.wgsl");
+const REDUCE_ALL_WORKGROUP: Source = source!("parts/reduce_all_workgroup.wgsl");
+
+/// Most channels of a head that the fast kernels take.
+const MAX_D: usize = 512;
+/// Keys whose scores attention_vec.wgsl keeps at once.
+const BLOCK: u32 = 1024;
+/// Scores that the reference keeps at once: 64 MiB.
+const REFERENCE_SCORES: usize = 1 << 24;
+
+params! {
+    /// `struct Params` of the shaders.
+    pub struct Params {
+        pub sq: u32,
+        pub sk: u32,
+        pub heads: u32,
+        pub kv_heads: u32,
+        pub d: u32,
+        pub rows: u32,
+        pub row0: u32,
+        pub n: u32,
+        pub splits: u32,
+        pub span: u32,
+        pub scale: f32,
+        pub pad0: u32,
+    }
+}
+
+/// Which keys a query sees. Keys that it does not see never contribute, whatever their memory holds.
+#[derive(Clone, Copy)]
+pub enum Mask<'g> {
+    /// All.
+    None,
+    /// Key j ≤ query i, with as many keys as queries.
+    Causal,
+    /// Keys are a cache, of which query i sees `0 ..= start + i`.
+    Cached {
+        /// u32 `[1]`: position of query 0.
+        start: Var<'g>,
+    },
+}
+
+/// How to attend.
+#[derive(Clone, Copy)]
+pub struct Attention<'g> {
+    pub heads: usize,
+    /// Divides `heads`; each head of keys and values serves `heads / kv_heads` neighbouring query heads.
+    pub kv_heads: usize,
+    /// Factor of the scores, commonly 1/√D.
+    pub scale: f32,
+    pub mask: Mask<'g>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MaskKind {
+    None = 0,
+    Causal = 1,
+    Cached = 2,
+}
+
+/// Inputs: q `[B, .., heads · D]`, k and v `[B, .., kv_heads · D]`, and start with a cache.
+#[derive(Clone, Debug)]
+struct Attend {
+    heads: usize,
+    kv_heads: usize,
+    scale: f32,
+    mask: MaskKind,
+}
+
+/// q `[B, Sq, heads · D]` over k and v `[B, Sk, kv_heads · D]` → `[B, Sq, heads · D]`. Tokens may have several
+/// dimensions (pixels).
+#[track_caller]
+pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> Var<'g> {
+    let (mask, start) = match how.mask {
+        Mask::None => (MaskKind::None, None),
+        Mask::Causal => (MaskKind::Causal, None),
+        Mask::Cached { start } => (MaskKind::Cached, Some(start)),
+    };
+    let (sq, sk, sv) = (q.shape(), k.shape(), v.shape());
+    let (h, kv) = (how.heads, how.kv_heads);
+    let fits = if h == 0 || kv == 0 || !h.is_multiple_of(kv) || !sq.last().is_multiple_of(h) {
+        Err(format!("q {sq:?} in {h} heads over {kv} heads of keys"))
+    } else if sq.rank() < 3
+        || sk.rank() < 3
+        || sk != sv
+        || sk.dims()[0] != sq.dims()[0]
+        || sk.last() != sq.last() / h * kv
+        || sk.is_empty()
+    {
+        Err(format!("q {sq:?} in {h} heads over k {sk:?} and v {sv:?} in {kv} heads"))
+    } else if mask == MaskKind::Causal && sq.rows() != sk.rows() {
+        Err(format!("causal attention of q {sq:?} over k {sk:?}; a cache needs Mask::Cached"))
+    } else if start.is_some_and(|s| s.elem() != Elem::U32 || s.shape().len() != 1) {
+        Err("start must be one u32".to_string())
+    } else {
+        Ok(sq)
+    };
+    let mut inputs = vec![q, k, v];
+    inputs.extend(start);
+    let op = Attend { heads: h, kv_heads: kv, scale: how.scale, mask };
+    q.graph().record(op, &inputs, fits, q.elem())
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Variant {
+    /// One invocation per query and head.
+    Rows { wg: u32 },
+    /// One workgroup per query and head.
+    Vec { wg: u32 },
+}
+
+/// Sizes of one call.
+struct Sizes {
+    batch: usize,
+    sq: usize,
+    sk: usize,
+    d: usize,
+    rows: usize,
+}
+
+impl Attend {
+    fn sizes(&self, cx: &Lower<'_>) -> Result<Sizes> {
+        let (q, k) = (cx.input(0)?.shape, cx.input(1)?.shape);
+        let batch = q.dims()[0].max(1);
+        Ok(Sizes {
+            batch,
+            sq: q.rows() / batch,
+            sk: k.rows() / batch,
+            d: q.last() / self.heads,
+            rows: q.rows() * self.heads,
+        })
+    }
+
+    fn params(&self, s: &Sizes) -> Params {
+        Params {
+            sq: s.sq as u32,
+            sk: s.sk as u32,
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            d: s.d as u32,
+            rows: s.rows as u32,
+            scale: self.scale,
+            splits: 1,
+            span: s.sk as u32,
+            ..Default::default()
+        }
+    }
+
+    /// Binds q, k, v and start.
+    fn inputs(&self, mut dispatch: Dispatch, cx: &Lower<'_>) -> Dispatch {
+        for i in 0..4 {
+            dispatch = dispatch.arg(cx.inputs().get(i));
+        }
+        dispatch
+    }
+
+    fn flops(&self, s: &Sizes) -> usize {
+        4 * s.rows * s.sk * s.d / if self.mask == MaskKind::Causal { 2 } else { 1 }
+    }
+
+    fn reference(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
+        let most = (REFERENCE_SCORES / s.sk).clamp(1, s.rows);
+        let scores = cx.scratch([most, s.sk], Elem::F32);
+        let stat = cx.scratch([most, 2], Elem::F32);
+        for row0 in (0..s.rows).step_by(most) {
+            let rows = most.min(s.rows - row0);
+            let stages = [(rows * s.sk, s.d), (rows, 2 * s.sk), (rows * s.d, s.sk)];
+            for (stage, (n, trips)) in (0..).zip(stages) {
+                let p = Params { row0: row0 as u32, n: n as u32, ..self.params(s) };
+                let dispatch = Dispatch::new(reference(stage, cx.act, self.mask), &p);
+                let dispatch = self
+                    .inputs(dispatch, cx)
+                    .arg(&scores)
+                    .arg(&stat)
+                    .arg(cx.output())
+                    .linear(n, 64)
+                    .trips(trips)
+                    .flops(self.flops(s) * rows / s.rows / 3);
+                cx.dispatch(dispatch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fast(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
+        let (d4, software) = (s.d / 4, cx.software());
+        let few = if software { 4 } else { 32 };
+        let variant = if s.sq >= few {
+            Variant::Rows { wg: if software { 8 } else { 64 } }
+        } else {
+            let lanes = d4.next_power_of_two() as u32;
+            Variant::Vec { wg: lanes.max(if software { 8 } else { 128 }) }
+        };
+        // Enough parts that no invocation loops too long and, for few queries, that a GPU is busy.
+        let busy = if software { 1 } else { (256 / s.rows).clamp(1, s.sk.div_ceil(512)) };
+        let mut splits = busy;
+        let span = |splits: usize| s.sk.div_ceil(splits).next_multiple_of(8);
+        while variant.trips(span(splits), d4) > MAX_TRIPS as usize && span(splits) > 8 {
+            splits += 1;
+        }
+        let span = span(splits);
+        let splits = s.sk.div_ceil(span);
+        let p = Params { splits: splits as u32, span: span as u32, ..self.params(s) };
+        let spec = fast(variant, cx.act, self.mask, d4 as u32, splits > 1);
+        let dispatch = self.inputs(Dispatch::new(spec, &p), cx);
+        let dispatch = match variant {
+            Variant::Rows { wg } => {
+                dispatch.groups(s.sq.div_ceil(wg as usize), self.heads, s.batch * splits)
+            }
+            Variant::Vec { .. } => {
+                let mut dispatch = dispatch.linear(s.rows, 1);
+                dispatch.groups[2] = splits as u32;
+                dispatch
+            }
+        };
+        let dispatch = dispatch.trips(variant.trips(span, d4)).flops(self.flops(s));
+        if splits == 1 {
+            return cx.dispatch(dispatch.arg(&cx.output().clone()));
+        }
+        let part = cx.scratch([s.rows, splits, s.d], Elem::F32);
+        let stat = cx.scratch([s.rows, splits, 2], Elem::F32);
+        cx.dispatch(dispatch.arg(&part).arg(&stat))?;
+        self.merge(cx, s, p, &part, &stat)
+    }
+
+    fn merge(
+        &self,
+        cx: &mut Lower<'_>,
+        s: &Sizes,
+        p: Params,
+        part: &Operand,
+        stat: &Operand,
+    ) -> Result<()> {
+        let n = s.rows * s.d / 4;
+        let p = Params { n: n as u32, ..p };
+        let dispatch = Dispatch::new(merge(cx.act), &p)
+            .arg(part)
+            .arg(stat)
+            .arg(cx.output())
+            .linear(n, 64)
+            .trips(2 * p.splits as usize);
+        cx.dispatch(dispatch)
+    }
+}
+
+impl Variant {
+    /// Loop iterations of one invocation over `span` keys of `d4` times four channels.
+    fn trips(self, span: usize, d4: usize) -> usize {
+        match self {
+            // Tiles of eight keys, then those that not all queries of the workgroup see, one by one.
+            Variant::Rows { wg } => {
+                (span / 8 + (8 + wg as usize).min(span)) * (2 * d4 + 1) + 2 * d4
+            }
+            Variant::Vec { wg } => {
+                let (wg, lanes) = (wg as usize, d4.next_power_of_two());
+                let blocks = span.div_ceil(BLOCK as usize);
+                let scores = (span.div_ceil(wg) + blocks) * (d4 + 2);
+                scores + span.div_ceil(wg / lanes) + blocks * 18 + 8
+            }
+        }
+    }
+}
+
+impl Op for Attend {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
+        let s = self.sizes(cx)?;
+        if cx.reference() || !s.d.is_multiple_of(4) || s.d > MAX_D {
+            self.reference(cx, &s)
+        } else {
+            self.fast(cx, &s)
+        }
+    }
+}
+
+fn reference(stage: u32, elem: Elem, mask: MaskKind) -> Spec {
+    let spec = Spec::new(REFERENCE).part(MASK).alias("act", elem);
+    spec.u32("STAGE", stage).u32("MASK", mask as u32)
+}
+
+fn fast(variant: Variant, elem: Elem, mask: MaskKind, d4: u32, split: bool) -> Spec {
+    let spec = match variant {
+        Variant::Rows { wg } => Spec::new(ROWS).u32("WG_X", wg).u32("D4", d4),
+        Variant::Vec { wg } => Spec::new(VEC)
+            .part(REDUCE_ALL_WORKGROUP)
+            .u32("WG_X", wg)
+            .u32("LANES4", d4.next_power_of_two())
+            .u32("BLOCK", BLOCK),
+    };
+    let spec = spec.part(MASK).part(if split { SPLIT } else { WHOLE });
+    spec.alias4("act4", elem).u32("MASK", mask as u32)
+}
+
+fn merge(elem: Elem) -> Spec {
+    Spec::new(MERGE).alias4("act4", elem)
+}
+
+/// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
-    Vec::new()
+    let mut specs = Vec::new();
+    for elem in ACTS {
+        specs.push(merge(elem));
+        for mask in [MaskKind::None, MaskKind::Causal, MaskKind::Cached] {
+            specs.extend((0..3).map(|stage| reference(stage, elem, mask)));
+            for (d4, split) in [(8, false), (10, true), (16, false), (128, true)] {
+                for variant in
+                    [Variant::Rows { wg: 8 }, Variant::Rows { wg: 64 }, Variant::Vec { wg: 128 }]
+                {
+                    specs.push(fast(variant, elem, mask, d4, split));
+                }
+            }
+            specs.push(fast(Variant::Vec { wg: 8 }, elem, mask, 8, false));
+        }
+    }
+    vec![OpInfo { name: "attention", specs, params: Params::FIELDS }]
+}
+
+/// One call for [`oracle`]; `start` is None without a mask, 0 for causal, the position of query 0 with a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub batch: usize,
+    pub sq: usize,
+    pub sk: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub d: usize,
+    pub scale: f32,
+    pub start: Option<usize>,
+}
+
+/// The truth, in f64. q `[batch, sq, heads · d]`, k and v `[batch, sk, kv_heads · d]`.
+pub fn oracle(q: &[f32], k: &[f32], v: &[f32], case: Case) -> Vec<f64> {
+    let Case { batch, sq, sk, heads, kv_heads, d, scale, start } = case;
+    let mut y = vec![0.0; batch * sq * heads * d];
+    for (row, out) in y.chunks_exact_mut(d).enumerate() {
+        let (b, i, head) = (row / heads / sq, row / heads % sq, row % heads);
+        let seen = start.map_or(sk, |start| (start + i + 1).min(sk));
+        let query = &q[row * d..][..d];
+        let at = |j: usize| ((b * sk + j) * kv_heads + head / (heads / kv_heads)) * d;
+        let dot = |j: usize| -> f64 {
+            query.iter().zip(&k[at(j)..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let scores: Vec<f64> = (0..seen).map(|j| f64::from(scale) * dot(j)).collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+        for (j, s) in scores.iter().enumerate() {
+            let w = (s - most).exp() / total;
+            out.iter_mut().zip(&v[at(j)..]).for_each(|(o, v)| *o += w * f64::from(*v));
+        }
+    }
+    y
 }

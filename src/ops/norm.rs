@@ -131,8 +131,7 @@ impl Norm {
         let chunk = (4096 / size).clamp(1, s.pixels);
         let slices = s.pixels.div_ceil(chunk);
         let all = s.batch * s.groups;
-        let (part, stat) =
-            (cx.scratch([all, slices], Elem::F32), cx.scratch([all, 2], Elem::F32));
+        let (part, stat) = (cx.scratch([all, slices], Elem::F32), cx.scratch([all, 2], Elem::F32));
         let inputs = cx.inputs().to_vec();
         for stage in if self.beta.is_some() { 0..5 } else { 2..5 } {
             let (n, trips) = match stage {

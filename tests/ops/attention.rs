@@ -1,1 +1,119 @@
+use inknib::gpu::Elem;
+use inknib::graph::{Graph, Kernels};
+use inknib::ops::attention::{Attention, Case, Mask, attention, oracle};
 
+use crate::harness::*;
+use crate::rope::position;
+
+const KERNELS: [Kernels; 3] = [Kernels::Reference, Kernels::Fast, Kernels::Hardware];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    All,
+    Causal,
+    Cached,
+}
+
+fn check(kind: Kind, case: Case) {
+    let Some(gpu) = gpu() else { return };
+    let Case { batch, sq, sk, heads, kv_heads, d, scale, start } = case;
+    for act in acts(gpu) {
+        let q = stored(act, &randn(1, batch * sq * heads * d));
+        let mut k = stored(act, &randn(2, batch * sk * kv_heads * d));
+        let mut v = stored(act, &randn(3, batch * sk * kv_heads * d));
+        if let (Kind::Cached, Some(start)) = (kind, start) {
+            // What was never written to a cache is whatever was there.
+            let row = kv_heads * d;
+            for j in (0..batch * sk).filter(|j| j % sk >= start + sq) {
+                k[j * row..][..row].fill(f32::NAN);
+                v[j * row..][..row].fill(f32::NAN);
+            }
+        }
+        let want = oracle(&q, &k, &v, case);
+        for kernels in KERNELS {
+            let y = eval(gpu, kernels, act, |g| {
+                let mask = match kind {
+                    Kind::All => Mask::None,
+                    Kind::Causal => Mask::Causal,
+                    Kind::Cached => {
+                        Mask::Cached { start: position(gpu, g, start.unwrap_or(0) as u32) }
+                    }
+                };
+                attention(
+                    g.literal([batch, sq, heads * d], q.clone()),
+                    g.literal([batch, sk, kv_heads * d], k.clone()),
+                    g.literal([batch, sk, kv_heads * d], v.clone()),
+                    Attention { heads, kv_heads, scale, mask },
+                )
+            });
+            let e = nmse(&y, &want);
+            assert!(e <= tolerance(act), "{kernels:?} {act:?} {case:?}: {e:.2e}");
+        }
+    }
+}
+
+fn case(batch: usize, sq: usize, sk: usize, heads: usize, kv_heads: usize, d: usize) -> Case {
+    let scale = 1.0 / (d as f32).sqrt();
+    Case { batch, sq, sk, heads, kv_heads, d, scale, start: None }
+}
+
+#[test]
+fn every_query_sees_every_key() {
+    for c in [
+        case(2, 64, 64, 8, 8, 32),
+        case(1, 70, 77, 8, 8, 40), // cross attention to 77 tokens of text
+        case(2, 33, 19, 2, 2, 64),
+        case(1, 9, 1, 1, 1, 8),
+        case(1, 40, 45, 1, 1, 160),
+        case(1, 17, 23, 2, 1, 80),
+        case(1, 5, 11, 3, 3, 10), // no vectors of four
+    ] {
+        check(Kind::All, c);
+    }
+}
+
+#[test]
+fn a_causal_query_sees_itself_and_what_came_before() {
+    for c in [case(1, 1, 1, 2, 2, 32), case(2, 45, 45, 6, 3, 40), case(1, 131, 131, 4, 1, 64)] {
+        check(Kind::Causal, Case { start: Some(0), ..c });
+    }
+}
+
+#[test]
+fn cached_queries_start_where_the_cache_ends_and_the_rest_is_poison() {
+    for (sq, sk, start) in
+        [(1, 32, 0), (1, 100, 99), (3, 64, 17), (40, 96, 5), (1, 1500, 1201), (70, 70, 0)]
+    {
+        check(Kind::Cached, Case { start: Some(start), ..case(1, sq, sk, 4, 2, 64) });
+    }
+    check(Kind::Cached, Case { start: Some(13), ..case(2, 2, 24, 8, 1, 128) });
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    check(Kind::All, Case { scale: 10.0, ..case(1, 40, 61, 2, 2, 40) });
+    check(Kind::All, Case { scale: 10.0, ..case(1, 1, 1300, 2, 2, 40) });
+}
+
+#[test]
+fn keys_are_divided_where_one_invocation_would_loop_too_long() {
+    // The decoder of a picture: one head of 512 channels.
+    check(Kind::All, case(1, 33, 1100, 1, 1, 512));
+    check(Kind::Cached, Case { start: Some(700), ..case(1, 40, 1400, 1, 1, 256) });
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let graph = Graph::new(Elem::F32);
+    let q = graph.literal([1, 3, 12], vec![0.0; 36]);
+    let k = graph.literal([1, 4, 12], vec![0.0; 48]);
+    let how = Attention { heads: 3, kv_heads: 3, scale: 1.0, mask: Mask::Causal };
+    attention(q, k, k, how);
+    let error = graph.finish().unwrap_err().to_string();
+    assert!(error.contains("causal attention of q [1, 3, 12] over k [1, 4, 12]"), "{error}");
+    let graph = Graph::new(Elem::F32);
+    let q = graph.literal([1, 3, 12], vec![0.0; 36]);
+    attention(q, q, q, Attention { kv_heads: 2, ..how });
+    let error = graph.finish().unwrap_err().to_string();
+    assert!(error.contains("q [1, 3, 12] in 3 heads over 2 heads of keys"), "{error}");
+}
