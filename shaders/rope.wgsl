@@ -10,7 +10,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<act4>;         // [B, S, heads · D / 4]
 @group(0) @binding(2) var<storage, read> start: array<u32>;      // [1]
 @group(0) @binding(3) var<storage, read> inv_freq: array<vec4f>; // [D/2 / 4]
-@group(0) @binding(4) var<storage, read_write> y: array<act4>;   // as x
+@group(0) @binding(4) var<storage, read_write> y: array<act4>;   // [B, S, heads · D / 4]
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {

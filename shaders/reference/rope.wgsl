@@ -9,7 +9,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<act>;        // [B, S, heads · D]
 @group(0) @binding(2) var<storage, read> start: array<u32>;    // [1]
 @group(0) @binding(3) var<storage, read> inv_freq: array<f32>; // [D/2]
-@group(0) @binding(4) var<storage, read_write> y: array<act>;  // as x
+@group(0) @binding(4) var<storage, read_write> y: array<act>;  // [B, S, heads · D]
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
