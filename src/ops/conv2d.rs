@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::channels::AddChannels;
 use super::concat::Concat;
-use super::matmul::linear;
+use super::matmul::{EPILOGUE_TRIPS, linear};
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::{ACTS, OpInfo, formats};
 use crate::gpu::{Elem, Source, Spec};
@@ -203,7 +203,10 @@ impl Op for Conv2d {
                 let count = (m - m0).div_ceil(width) * chunk.rows.div_ceil(width);
                 let trips = match variant {
                     Variant::Reference => self.weight.taps() * (1 + self.weight.channels()),
-                    _ => self.weight.taps() * (1 + self.weight.channels().div_ceil(8)),
+                    _ => {
+                        self.weight.taps() * (1 + self.weight.channels().div_ceil(8))
+                            + EPILOGUE_TRIPS
+                    }
                 };
                 let dispatch = dispatch.linear(count, WORKGROUP as usize).trips(trips);
                 cx.dispatch(dispatch.flops((m - m0) * cost))?;

@@ -149,7 +149,7 @@ impl Op for Matmul {
                     let (wx, wy) = tile_workgroup(software);
                     dispatch
                         .groups(n.div_ceil(8 * wx as usize), m.div_ceil(8 * wy as usize), 1)
-                        .trips(blocks)
+                        .trips(blocks + EPILOGUE_TRIPS)
                 }
             };
             cx.dispatch(dispatch)?;
@@ -159,6 +159,8 @@ impl Op for Matmul {
 }
 
 const VEC_WG: u32 = 64;
+/// Iterations of the loops that store a tile of 8 by 8.
+pub(super) const EPILOGUE_TRIPS: usize = 72;
 
 #[derive(Clone, Copy, Debug)]
 enum Variant {
