@@ -1,1 +1,377 @@
-//! nn
+//! Layers: a weight and the op that uses it. [`Loader`] walks a checkpoint by the dotted names it has
+//! there, packs each tensor as the recipe says, and keeps account of what became resident.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::gpu::Gpu;
+use crate::graph::{Var, Vector, Weight};
+use crate::ops::conv2d::{Conv, conv2d};
+use crate::ops::embed::embed;
+use crate::ops::matmul::{linear, linear_f32};
+use crate::ops::norm::{group_norm, layer_norm, rms_norm};
+use crate::quant::{Format, Recipe};
+use crate::weights::WeightStore;
+use crate::{Error, Result};
+
+/// Whether a layer has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    Yes,
+    No,
+    /// As the checkpoint has it.
+    IfPresent,
+}
+
+impl From<bool> for Bias {
+    fn from(yes: bool) -> Bias {
+        if yes { Bias::Yes } else { Bias::No }
+    }
+}
+
+/// One tensor as it lies on the GPU.
+#[derive(Clone, Debug)]
+pub struct LoadedTensor {
+    /// Its name in the checkpoint.
+    pub path: String,
+    pub format: Format,
+    /// Real weights, padding not counted.
+    pub elements: usize,
+    /// Bytes on the GPU, scales and padding counted.
+    pub bytes: u64,
+    /// Signal to quantization noise in dB; `None` where the original is not known.
+    pub sqnr_db: Option<f64>,
+}
+
+/// What a net keeps resident.
+#[derive(Clone, Debug, Default)]
+pub struct LoadReport {
+    pub tensors: Vec<LoadedTensor>,
+}
+
+impl LoadReport {
+    /// Bytes of all tensors on the GPU.
+    pub fn resident_bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes).sum()
+    }
+    /// Number of real weights.
+    pub fn elements(&self) -> u64 {
+        self.tensors.iter().map(|t| t.elements as u64).sum()
+    }
+    /// Bits of memory per weight, with scales, padding, norms and biases.
+    pub fn bits_per_weight(&self) -> f64 {
+        self.resident_bytes() as f64 * 8.0 / self.elements().max(1) as f64
+    }
+    /// Takes over the tensors of another net.
+    pub fn merge(&mut self, other: LoadReport) {
+        self.tensors.extend(other.tensors);
+    }
+}
+
+struct Shared<'a> {
+    gpu: &'a Gpu,
+    store: &'a WeightStore,
+    recipe: &'a Recipe,
+    progress: Option<&'a dyn Fn(&LoadedTensor)>,
+    loaded: RefCell<Vec<LoadedTensor>>,
+    /// Bytes handed to the driver since it was last given time to copy them.
+    in_flight: Cell<u64>,
+}
+
+/// Bytes of weights that may wait in the driver's staging memory before they are sent on.
+const FLUSH_BYTES: u64 = 128 << 20;
+
+/// A place in a checkpoint (`down_blocks.0.attentions.1`), from which layers are loaded.
+#[derive(Clone)]
+pub struct Loader<'a> {
+    shared: Rc<Shared<'a>>,
+    path: String,
+}
+
+impl<'a> Loader<'a> {
+    /// The root of a checkpoint. The recipe sees the tensors' names as the checkpoint has them.
+    pub fn new(gpu: &'a Gpu, store: &'a WeightStore, recipe: &'a Recipe) -> Loader<'a> {
+        Loader::with_progress(gpu, store, recipe, None)
+    }
+
+    /// As [`Loader::new`]; `progress` is told of each tensor once it is on the GPU.
+    pub fn with_progress(
+        gpu: &'a Gpu,
+        store: &'a WeightStore,
+        recipe: &'a Recipe,
+        progress: Option<&'a dyn Fn(&LoadedTensor)>,
+    ) -> Loader<'a> {
+        let (loaded, in_flight) = Default::default();
+        let shared = Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight });
+        Loader { shared, path: String::new() }
+    }
+
+    /// The place `name` below this one.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Loader<'a> {
+        Loader { shared: self.shared.clone(), path: self.name(name) }
+    }
+    /// The dotted path of this place; empty at the root.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+    pub fn gpu(&self) -> &'a Gpu {
+        self.shared.gpu
+    }
+    /// Whether the checkpoint has the tensor `name` below this place.
+    pub fn contains(&self, name: &str) -> bool {
+        self.shared.store.contains(&self.name(name))
+    }
+    /// Everything loaded so far from this checkpoint, from any place.
+    pub fn report(&self) -> LoadReport {
+        LoadReport { tensors: self.shared.loaded.borrow().clone() }
+    }
+
+    fn name(&self, name: impl std::fmt::Display) -> String {
+        match self.path.is_empty() {
+            true => name.to_string(),
+            false => format!("{}.{name}", self.path),
+        }
+    }
+
+    fn note(&self, tensor: LoadedTensor) -> Result<()> {
+        let shared = &self.shared;
+        if let Some(progress) = shared.progress {
+            progress(&tensor);
+        }
+        shared.in_flight.set(shared.in_flight.get() + tensor.bytes);
+        if shared.in_flight.get() > FLUSH_BYTES {
+            // Without a submission the driver would hold a second copy of the whole model.
+            shared.gpu.submit(&[])?;
+            shared.gpu.wait()?;
+            shared.in_flight.set(0);
+        }
+        shared.loaded.borrow_mut().push(tensor);
+        Ok(())
+    }
+
+    /// The matrix `name` of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`, in the recipe's format.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let (path, shared) = (self.name(name), &self.shared);
+        let packed = shared.store.pack(&path, shape, &shared.recipe.spec_for(&path))?;
+        let weight = Weight::upload(shared.gpu, &path, &packed)?;
+        let (format, sqnr_db) = (packed.format, packed.sqnr_db);
+        let (elements, bytes) = (weight.elements(), weight.bytes());
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        Ok(weight)
+    }
+
+    /// The vector `name` of `len` numbers, as f32.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vector> {
+        let (path, shared) = (self.name(name), &self.shared);
+        let vector = Vector::upload(shared.gpu, &path, &shared.store.vector(&path, len)?)?;
+        let bytes = vector.buffer.bytes();
+        self.note(LoadedTensor {
+            path,
+            format: Format::F32,
+            elements: len,
+            bytes,
+            sqnr_db: Some(f64::INFINITY),
+        })?;
+        Ok(vector)
+    }
+
+    fn bias(&self, len: usize, bias: Bias) -> Result<Option<Vector>> {
+        let load = match bias {
+            Bias::Yes => true,
+            Bias::No => false,
+            Bias::IfPresent => self.contains("bias"),
+        };
+        load.then(|| self.vector("bias", len)).transpose()
+    }
+
+    /// `name.weight` `[n, k]` (or `[n, k, 1, 1]`) and `name.bias` `[n]`.
+    pub fn linear(&self, name: &str, n: usize, k: usize, bias: Bias) -> Result<Linear> {
+        let at = self.pp(name);
+        Ok(Linear { weight: at.weight("weight", &[n, k])?, bias: at.bias(n, bias)? })
+    }
+
+    /// A square convolution: `name.weight` `[cout, cin, kernel, kernel]` and `name.bias` `[cout]`.
+    pub fn conv(
+        &self,
+        name: &str,
+        cin: usize,
+        cout: usize,
+        kernel: usize,
+        conv: Conv,
+    ) -> Result<Conv2d> {
+        let at = self.pp(name);
+        let weight = at.weight("weight", &[cout, cin, kernel, kernel])?;
+        Ok(Conv2d { weight, bias: at.bias(cout, Bias::Yes)?, conv })
+    }
+
+    /// `name.weight` `[rows, channels]`, one row per token.
+    pub fn embedding(&self, name: &str, rows: usize, channels: usize) -> Result<Embedding> {
+        Ok(Embedding { weight: self.pp(name).weight("weight", &[rows, channels])? })
+    }
+
+    /// `name.weight` `[rows, channels]`, whose first rows are added to a stream of tokens.
+    pub fn positions(&self, name: &str, rows: usize, channels: usize) -> Result<Positions> {
+        let path = self.pp(name).name("weight");
+        let store = self.shared.store;
+        let shape = store.shape(&path)?;
+        if shape != [rows, channels] {
+            return Err(Error::Model(format!(
+                "{}: tensor `{path}` has shape {shape:?}, the model needs [{rows}, {channels}]; the \
+                 file belongs to another model or configuration",
+                store.path().display()
+            )));
+        }
+        let values = store.values(&path)?;
+        let (elements, format) = (values.len(), Format::F32);
+        let (bytes, sqnr_db) = (elements as u64 * 4, Some(f64::INFINITY));
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        Ok(Positions { values, channels })
+    }
+
+    /// `name.weight` and `name.bias`, both `[channels]`.
+    pub fn group_norm(
+        &self,
+        name: &str,
+        groups: usize,
+        channels: usize,
+        eps: f64,
+    ) -> Result<GroupNorm> {
+        let at = self.pp(name);
+        let (gamma, beta) = (at.vector("weight", channels)?, at.vector("bias", channels)?);
+        Ok(GroupNorm { gamma, beta, groups, eps: eps as f32, path: at.path })
+    }
+    /// `name.weight` and `name.bias`, both `[channels]`.
+    pub fn layer_norm(&self, name: &str, channels: usize, eps: f64) -> Result<LayerNorm> {
+        let at = self.pp(name);
+        let (gamma, beta) = (at.vector("weight", channels)?, at.vector("bias", channels)?);
+        Ok(LayerNorm { gamma, beta, eps: eps as f32 })
+    }
+    /// `name.weight` `[channels]`.
+    pub fn rms_norm(&self, name: &str, channels: usize, eps: f64) -> Result<RmsNorm> {
+        Ok(RmsNorm { gamma: self.pp(name).vector("weight", channels)?, eps: eps as f32 })
+    }
+}
+
+/// `y = x·Wᵀ + b` over the last axis; a 1×1 convolution as well.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub weight: Weight,
+    pub bias: Option<Vector>,
+}
+
+impl Linear {
+    /// `[.., K]` → `[.., N]`
+    #[track_caller]
+    pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        linear(x, &self.weight, self.bias.as_ref())
+    }
+    /// As [`Linear::forward`], stored as f32 whatever the graph's activations are.
+    #[track_caller]
+    pub fn forward_f32<'g>(&self, x: Var<'g>) -> Var<'g> {
+        linear_f32(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// A square convolution over `[B, H, W, Cin]`.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    pub weight: Weight,
+    pub bias: Option<Vector>,
+    pub conv: Conv,
+}
+
+impl Conv2d {
+    /// `[B, H, W, Cin]` → `[B, H', W', Cout]`
+    #[track_caller]
+    pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        conv2d(x, &self.weight, self.bias.as_ref(), self.conv)
+    }
+}
+
+/// One row of a table per token.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    pub weight: Weight,
+}
+
+impl Embedding {
+    /// u32 `[B, S]` → `[B, S, C]`
+    #[track_caller]
+    pub fn forward<'g>(&self, ids: Var<'g>) -> Var<'g> {
+        embed(ids, &self.weight)
+    }
+    /// The same table as the output layer of a language model ("tied").
+    pub fn as_linear(&self) -> Linear {
+        Linear { weight: self.weight.clone(), bias: None }
+    }
+}
+
+/// A learned vector per position. Few and always the first S rows, so they go into the graph as a
+/// constant.
+#[derive(Clone, Debug)]
+pub struct Positions {
+    values: Vec<f32>,
+    channels: usize,
+}
+
+impl Positions {
+    /// `x [B, S, C]` + the first S rows.
+    #[track_caller]
+    pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        let (s, c) = (x.dim(1), self.channels);
+        match self.values.get(..s * c) {
+            Some(rows) => x + x.graph().literal([1, s, c], rows.to_vec()),
+            None => x.graph().invalid(format!(
+                "{s} tokens, the model has positions for {}",
+                self.values.len() / c.max(1)
+            )),
+        }
+    }
+}
+
+/// Wu and He 2018: mean and variance over a group of channels and all pixels.
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    gamma: Vector,
+    beta: Vector,
+    groups: usize,
+    eps: f32,
+    path: String,
+}
+
+impl GroupNorm {
+    /// `[B, .., C]` → same, tapped with its path.
+    #[track_caller]
+    pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        group_norm(x, &self.gamma, &self.beta, self.groups, self.eps).tap(self.path.as_str())
+    }
+}
+
+/// Ba et al. 2016: mean and variance over the last axis.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    gamma: Vector,
+    beta: Vector,
+    eps: f32,
+}
+
+impl LayerNorm {
+    #[track_caller]
+    pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        layer_norm(x, &self.gamma, &self.beta, self.eps)
+    }
+}
+
+/// Zhang and Sennrich 2019: `γ·x / sqrt(mean(x²) + ε)` over the last axis.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    gamma: Vector,
+    eps: f32,
+}
+
+impl RmsNorm {
+    #[track_caller]
+    pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        rms_norm(x, &self.gamma, self.eps)
+    }
+}

@@ -1,1 +1,6 @@
-//! probe
+//! Measuring: nets against golden tensors.
+
+mod evaluate;
+pub mod verify;
+
+pub use evaluate::{Named, evaluate, recipe};

@@ -1,0 +1,191 @@
+//! CLIP's text encoder (Radford et al. 2021): a causal transformer over 77 tokens, the prompt's way
+//! into Stable Diffusion. Names as in transformers' `modeling_clip.py`.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::config::{self, wrong};
+use crate::Result;
+use crate::graph::Var;
+use crate::nn::{Bias, Embedding, LayerNorm, Linear, Loader, Positions};
+use crate::ops::attention::{Attention, Mask, attention};
+use crate::ops::pointwise::{Act, activate};
+
+/// `config.json` of a CLIP text encoder. Absent fields have transformers' defaults.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClipTextConfig {
+    #[serde(default = "defaults::vocab")]
+    pub vocab_size: usize,
+    #[serde(default = "defaults::hidden")]
+    pub hidden_size: usize,
+    #[serde(default = "defaults::intermediate")]
+    pub intermediate_size: usize,
+    #[serde(default = "defaults::layers")]
+    pub num_hidden_layers: usize,
+    #[serde(default = "defaults::heads")]
+    pub num_attention_heads: usize,
+    #[serde(default = "defaults::positions")]
+    pub max_position_embeddings: usize,
+    #[serde(default = "defaults::eps")]
+    pub layer_norm_eps: f64,
+    #[serde(default)]
+    hidden_act: HiddenAct,
+    #[serde(default)]
+    pub eos_token_id: Option<u32>,
+}
+
+mod defaults {
+    pub fn vocab() -> usize {
+        49408
+    }
+    pub fn hidden() -> usize {
+        512
+    }
+    pub fn intermediate() -> usize {
+        2048
+    }
+    pub fn layers() -> usize {
+        12
+    }
+    pub fn heads() -> usize {
+        8
+    }
+    pub fn positions() -> usize {
+        77
+    }
+    pub fn eps() -> f64 {
+        1e-5
+    }
+}
+
+/// SD 1.x has `quick_gelu` (CLIP-L as OpenAI trained it), SD 2.x `gelu` (OpenCLIP-H).
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum HiddenAct {
+    #[default]
+    QuickGelu,
+    Gelu,
+}
+
+impl ClipTextConfig {
+    /// Reads `config.json` of a text encoder's folder (or a file of that form).
+    ///
+    /// # Errors
+    /// `Model` for another architecture or activation.
+    pub fn read(path: impl AsRef<Path>) -> Result<ClipTextConfig> {
+        let path = path.as_ref();
+        let rules =
+            [("model_type", "\"clip_text_model\""), ("hidden_act", "\"quick_gelu\"|\"gelu\"")];
+        let config: ClipTextConfig = config::read(path, "the text encoder", &rules)?;
+        let (width, heads) = (config.hidden_size, config.num_attention_heads);
+        match heads > 0 && width.is_multiple_of(heads) {
+            true => Ok(config),
+            false => Err(wrong(path, format!("{width} channels do not divide into {heads} heads"))),
+        }
+    }
+}
+
+struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    how: Attention<'static>,
+}
+
+impl SelfAttention {
+    fn load(ld: &Loader<'_>, c: &ClipTextConfig) -> Result<SelfAttention> {
+        let (width, heads) = (c.hidden_size, c.num_attention_heads);
+        let proj = |name| ld.linear(name, width, width, Bias::Yes);
+        let scale = 1.0 / ((width / heads) as f32).sqrt();
+        Ok(SelfAttention {
+            q_proj: proj("q_proj")?,
+            k_proj: proj("k_proj")?,
+            v_proj: proj("v_proj")?,
+            out_proj: proj("out_proj")?,
+            how: Attention { heads, kv_heads: heads, scale, mask: Mask::Causal },
+        })
+    }
+
+    fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        let (q, k, v) = (self.q_proj.forward(x), self.k_proj.forward(x), self.v_proj.forward(x));
+        self.out_proj.forward(attention(q, k, v, self.how))
+    }
+}
+
+struct Layer {
+    layer_norm1: LayerNorm,
+    self_attn: SelfAttention,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    act: Act,
+    path: String,
+}
+
+impl Layer {
+    fn load(ld: &Loader<'_>, c: &ClipTextConfig) -> Result<Layer> {
+        let (width, inner) = (c.hidden_size, c.intermediate_size);
+        let act = match c.hidden_act {
+            HiddenAct::QuickGelu => Act::QuickGelu,
+            HiddenAct::Gelu => Act::Gelu,
+        };
+        let mlp = ld.pp("mlp");
+        Ok(Layer {
+            layer_norm1: ld.layer_norm("layer_norm1", width, c.layer_norm_eps)?,
+            self_attn: SelfAttention::load(&ld.pp("self_attn"), c)?,
+            layer_norm2: ld.layer_norm("layer_norm2", width, c.layer_norm_eps)?,
+            fc1: mlp.linear("fc1", inner, width, Bias::Yes)?,
+            fc2: mlp.linear("fc2", width, inner, Bias::Yes)?,
+            act,
+            path: ld.path().to_string(),
+        })
+    }
+
+    fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        let x = x + self.self_attn.forward(self.layer_norm1.forward(x));
+        let h = activate(self.fc1.forward(self.layer_norm2.forward(x)), self.act);
+        (x + self.fc2.forward(h)).tap(self.path.as_str())
+    }
+}
+
+/// A text encoder on the GPU.
+pub struct ClipText {
+    token_embedding: Embedding,
+    position_embedding: Positions,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl ClipText {
+    /// Loads every tensor; `ld` is the root of the checkpoint. Published files name them
+    /// `text_model.…`, those that transformers 5 writes leave that out.
+    pub fn load(ld: &Loader<'_>, config: &ClipTextConfig) -> Result<ClipText> {
+        let published = ld.contains("text_model.embeddings.token_embedding.weight");
+        let model = if published { ld.pp("text_model") } else { ld.clone() };
+        let (embeddings, layers) = (model.pp("embeddings"), model.pp("encoder.layers"));
+        let (width, positions) = (config.hidden_size, config.max_position_embeddings);
+        let layer = |i| Layer::load(&layers.pp(i), config);
+        Ok(ClipText {
+            token_embedding: embeddings.embedding("token_embedding", config.vocab_size, width)?,
+            position_embedding: embeddings.positions("position_embedding", positions, width)?,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            final_layer_norm: model.layer_norm("final_layer_norm", width, config.layer_norm_eps)?,
+        })
+    }
+
+    /// Token ids u32 `[B, S]` → the last hidden state `[B, S, C]`, after the final norm. Tap
+    /// `penultimate`: the output of the last layer but one, which has no norm after it.
+    #[track_caller]
+    pub fn forward<'g>(&self, ids: Var<'g>) -> Var<'g> {
+        let mut x = self.position_embedding.forward(self.token_embedding.forward(ids));
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i + 1 == self.layers.len() {
+                x = x.tap("penultimate");
+            }
+            x = layer.forward(x);
+        }
+        self.final_layer_norm.forward(x)
+    }
+}

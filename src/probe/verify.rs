@@ -1,0 +1,242 @@
+//! A net against golden tensors: a folder with a configuration, weights, and what diffusers or
+//! transformers computed from them (tests/golden/README.md). Every output and every tapped value is
+//! compared; what the folder holds and nobody compared is listed, so that nothing passes unseen.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::evaluate::{evaluate, recipe};
+use crate::gpu::{Elem, Gpu};
+use crate::graph::Kernels;
+use crate::tensor::Tensor;
+use crate::weights::{read_json, read_tensors};
+use crate::{Error, Result};
+
+/// One output or tapped value.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compared {
+    pub name: String,
+    /// ‖ours − golden‖ / ‖golden‖; `null` in JSON where a value is not finite.
+    pub rel_l2: f64,
+    pub max_abs: f64,
+}
+
+/// What `inknib verify` reports.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyReport {
+    /// The folder's name.
+    pub case: String,
+    /// `unet`, `vae`, `clip_text` or `llama`; another where it is not supported.
+    pub family: String,
+    pub weights: String,
+    /// Largest `rel_l2` that passes.
+    pub limit: f64,
+    pub outputs: Vec<Compared>,
+    /// Golden tensors that are not inputs and that this program does not compute.
+    pub not_compared: Vec<String>,
+    /// Why nothing was run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
+    pub passed: bool,
+}
+
+/// The architectures that can be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Unet,
+    Vae,
+    ClipText,
+    Llama,
+}
+
+impl Family {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Unet => "unet",
+            Family::Vae => "vae",
+            Family::ClipText => "clip_text",
+            Family::Llama => "llama",
+        }
+    }
+    /// The name of its table in recipes.
+    pub fn recipe(self) -> &'static str {
+        match self {
+            Family::Unet => "unet",
+            Family::Vae => "vae",
+            Family::ClipText => "text_encoder",
+            Family::Llama => "llm",
+        }
+    }
+
+    /// The family of a configuration: by the class it names, or else by fields that only this class
+    /// has. `Err` names what it is instead.
+    pub fn detect(config: &Value) -> Result<Family, String> {
+        let named = |field: &str| config.get(field).and_then(Value::as_str);
+        if let Some(name) = named("_class_name").or(named("model_type")) {
+            return match name {
+                "UNet2DConditionModel" => Ok(Family::Unet),
+                "AutoencoderKL" => Ok(Family::Vae),
+                "clip_text_model" => Ok(Family::ClipText),
+                "llama" => Ok(Family::Llama),
+                other => Err(other.to_string()),
+            };
+        }
+        let has = |field: &str| config.get(field).is_some();
+        let by_field = [
+            ("controlnet_conditioning_channel_order", Err("ControlNetModel")),
+            ("cross_attention_dim", Ok(Family::Unet)),
+            ("encoder_block_out_channels", Err("AutoencoderTiny")),
+            ("latent_channels", Ok(Family::Vae)),
+            ("down_block_types", Err("UNet2DModel")),
+            ("projection_dim", Ok(Family::ClipText)),
+        ];
+        let found = by_field.into_iter().find(|(field, _)| has(field));
+        found.map_or(Err("unknown"), |(_, family)| family).map_err(str::to_string)
+    }
+}
+
+/// Largest relative error that passes.
+///
+/// fp32: sums of a few thousand products in another order err by about 1e-7 each; some tens of layers
+/// with norms between them carry that to about 1e-6. fp16: each weight is off by up to 2⁻¹¹ (3e-4 in
+/// the mean), which the layers add up. Fewer bits change what the net computes, on nets with random
+/// weights by tens of per cent: there the limit only tells a working decoder from a broken one (two
+/// unrelated results differ by 1.4), and quality is what `compare` and `study` measure.
+fn limit(weights: &str) -> f64 {
+    match weights {
+        "fp32" => 2e-5,
+        "fp16" => 2e-3,
+        _ => 0.7,
+    }
+}
+
+/// Runs the net of a golden folder and compares. `weights` is what [`crate::quant::Recipe`] takes:
+/// fp32, fp16, int8, int4, a number format or a recipe file. Activations are f32.
+///
+/// # Errors
+/// A file that is missing or damaged. An architecture that is not supported is no error but a report
+/// that says so and has not passed.
+pub fn verify(
+    dir: impl AsRef<Path>,
+    weights: &str,
+    kernels: Kernels,
+    gpu: &Gpu,
+) -> Result<VerifyReport> {
+    verify_as(dir, weights, kernels, Elem::F32, gpu)
+}
+
+/// As [`verify`], with activations stored as `act`.
+pub fn verify_as(
+    dir: impl AsRef<Path>,
+    weights: &str,
+    kernels: Kernels,
+    act: Elem,
+    gpu: &Gpu,
+) -> Result<VerifyReport> {
+    let dir = dir.as_ref();
+    let config: Value = read_json(dir, "config.json")?;
+    let full = std::fs::canonicalize(dir).map_err(|e| Error::io(dir, e))?;
+    let mut report = VerifyReport {
+        case: full.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        family: String::new(),
+        weights: weights.to_string(),
+        limit: limit(weights),
+        outputs: Vec::new(),
+        not_compared: Vec::new(),
+        unsupported: None,
+        passed: false,
+    };
+    let family = match Family::detect(&config) {
+        Ok(family) => family,
+        Err(other) => {
+            report.unsupported = Some(format!(
+                "{other} is not supported; supported are UNet2DConditionModel, AutoencoderKL \
+                 (decoder), CLIPTextModel and Llama"
+            ));
+            report.family = other;
+            return Ok(report);
+        }
+    };
+    report.family = family.name().to_string();
+    if let Err(Error::Model(why)) = family.check(dir) {
+        report.unsupported = Some(why);
+        return Ok(report);
+    }
+    let golden = golden(dir)?;
+    let ours = evaluate(dir, &golden, &recipe(weights, family)?, kernels, act, gpu)?;
+    for (name, golden) in &golden {
+        match ours.iter().find(|(n, _)| n == name) {
+            Some((_, ours)) => report.outputs.push(compare(name, ours, golden)?),
+            None if !INPUTS.contains(&name.as_str()) => report.not_compared.push(name.clone()),
+            None => {}
+        }
+    }
+    let good = |c: &Compared| c.rel_l2 <= report.limit;
+    report.passed = !report.outputs.is_empty() && report.outputs.iter().all(good);
+    Ok(report)
+}
+
+const INPUTS: [&str; 7] =
+    ["sample", "timestep", "encoder_hidden_states", "z", "z_tiled", "image", "input_ids"];
+
+/// The golden tensors of a folder.
+pub fn golden(dir: &Path) -> Result<Vec<(String, Tensor)>> {
+    let names = ["io.safetensors", "golden.safetensors"];
+    match names.iter().map(|name| dir.join(name)).find(|path| path.is_file()) {
+        Some(path) => read_tensors(path),
+        None => Err(Error::Model(format!(
+            "{}: neither io.safetensors nor golden.safetensors here; a golden folder holds one, as \
+             tools/golden_nets.py writes them",
+            dir.display()
+        ))),
+    }
+}
+
+fn compare(name: &str, ours: &Tensor, golden: &Tensor) -> Result<Compared> {
+    let (a, b) = (ours.to_f32(), golden.to_f32());
+    if a.len() != b.len() {
+        return Err(Error::Model(format!(
+            "golden tensor `{name}` has shape {:?}, the net gives {:?}; weights and golden tensors \
+             belong to different runs",
+            golden.shape, ours.shape
+        )));
+    }
+    let (mut error, mut power, mut max_abs) = (0.0f64, 0.0f64, 0.0f64);
+    for (a, b) in a.iter().zip(&b) {
+        let d = f64::from(*a) - f64::from(*b);
+        error += d * d;
+        power += f64::from(*b).powi(2);
+        max_abs = if d.is_finite() { max_abs.max(d.abs()) } else { f64::INFINITY };
+    }
+    let rel_l2 = (error / power.max(f64::MIN_POSITIVE)).sqrt();
+    let rel_l2 = if rel_l2.is_finite() { rel_l2 } else { f64::INFINITY };
+    Ok(Compared { name: name.to_string(), rel_l2, max_abs })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_no_number_never_passes() {
+        let golden = Tensor::f32(&[2], vec![1.0, 1.0]);
+        let c = compare("x", &Tensor::f32(&[2], vec![1.0, f32::NAN]), &golden).unwrap();
+        assert!(c.rel_l2.is_infinite() && c.max_abs.is_infinite());
+        let c = compare("x", &Tensor::f32(&[2], vec![1.0, 1.5]), &golden).unwrap();
+        assert!((c.rel_l2 - 0.125f64.sqrt()).abs() < 1e-12 && c.max_abs == 0.5);
+        assert!(compare("x", &Tensor::zeros(&[3]), &golden).is_err());
+    }
+
+    #[test]
+    fn families_without_a_class_name_are_told_by_their_fields() {
+        let detect = |text: &str| Family::detect(&serde_json::from_str(text).unwrap());
+        assert_eq!(detect("{\"cross_attention_dim\": 8}"), Ok(Family::Unet));
+        assert_eq!(detect("{\"latent_channels\": 4}"), Ok(Family::Vae));
+        assert_eq!(detect("{\"down_block_types\": []}"), Err("UNet2DModel".into()));
+        assert_eq!(detect("{\"model_type\": \"gemma\"}"), Err("gemma".into()));
+        assert_eq!(detect("{}"), Err("unknown".into()));
+    }
+}
