@@ -4,8 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::gpu::Gpu;
-use crate::graph::{Var, Vector, Weight};
+use crate::gpu::{Buffer, Elem, Gpu};
+use crate::graph::{Graph, Var, Vector, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
 use crate::ops::embed::embed;
 use crate::ops::matmul::{linear, linear_f32};
@@ -373,5 +373,54 @@ impl RmsNorm {
     #[track_caller]
     pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
         rms_norm(x, &self.gamma, self.eps)
+    }
+}
+
+/// Keys and values of every layer for the tokens seen so far, `[1, context, width]` each. Graphs that
+/// are given the same cache read and write the same memory.
+#[derive(Clone)]
+pub struct KvCache {
+    layers: Vec<[Buffer; 2]>,
+    context: usize,
+    width: usize,
+    elem: Elem,
+}
+
+impl KvCache {
+    /// Memory for `context` tokens of `width` channels in `layers` layers.
+    pub fn new(
+        gpu: &Gpu,
+        layers: usize,
+        width: usize,
+        context: usize,
+        elem: Elem,
+    ) -> Result<KvCache> {
+        let bytes = (context * width) as u64 * elem.bytes();
+        let layer = |_| Ok([gpu.buffer("keys", bytes)?, gpu.buffer("values", bytes)?]);
+        let layers = (0..layers).map(layer).collect::<Result<_>>()?;
+        Ok(KvCache { layers, context, width, elem })
+    }
+    /// Tokens it has room for.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+    /// Bytes on the GPU.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().flatten().map(Buffer::bytes).sum()
+    }
+    /// Keys and values of a layer.
+    #[track_caller]
+    pub fn layer<'g>(&self, graph: &'g Graph, layer: usize) -> [Var<'g>; 2] {
+        let shape = [1, self.context, self.width];
+        match self.layers.get(layer) {
+            Some([k, v]) => [k, v].map(|buffer| graph.external(buffer, shape, self.elem)),
+            None => [(); 2].map(|()| {
+                graph.invalid(format!(
+                    "the cache has {} layers, the model asks for number {layer}; it was made for \
+                     another model",
+                    self.layers.len()
+                ))
+            }),
+        }
     }
 }

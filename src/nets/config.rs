@@ -30,7 +30,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path, net: &str, rules: &[Rule]) 
         let value = fields.get(field).map(Value::to_string);
         if let Some(value) = value.filter(|v| !allowed.split('|').any(|a| a == v)) {
             return Err(Error::Model(format!(
-                "{}: `{field}` is {value}; {net} here supports {}. Take a model without it",
+                "{}: `{field}` is {value}, which {net} here does not support; supported is {}",
                 source.display(),
                 allowed.replace('|', " or ")
             )));

@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use super::config::{self, wrong};
 use crate::Result;
-use crate::gpu::{Buffer, Elem, Gpu};
+use crate::gpu::{Elem, Gpu};
 use crate::graph::{Var, Vector};
+pub use crate::nn::KvCache;
 use crate::nn::{Bias, Embedding, Linear, Loader, RmsNorm};
 use crate::ops::attention::{Attention, Mask, attention};
 use crate::ops::embed::take_row;
@@ -109,6 +110,11 @@ impl LlamaConfig {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
+    /// An empty cache for `context` tokens, stored as `elem` (the graphs' activation type).
+    pub fn kv_cache(&self, gpu: &Gpu, context: usize, elem: Elem) -> Result<KvCache> {
+        KvCache::new(gpu, self.num_hidden_layers, self.kv_heads() * self.head_dim(), context, elem)
+    }
+
     /// Radians per position of each pair of channels, `[head_dim / 2]`: θ^(−2i/D) (Su et al. 2021),
     /// scaled as transformers' `modeling_rope_utils.py` does.
     fn inv_freq(&self) -> Result<Vec<f32>, String> {
@@ -161,34 +167,6 @@ fn llama3(f: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
     }
     let smooth = (turns - low) / (high - low);
     (1.0 - smooth) * f / factor + smooth * f
-}
-
-/// Keys and values of every layer for the tokens seen so far, `[1, context, kv_heads * head_dim]`
-/// each. Plans that share a cache read and write the same memory.
-#[derive(Clone)]
-pub struct KvCache {
-    layers: Vec<[Buffer; 2]>,
-    context: usize,
-    elem: Elem,
-}
-
-impl KvCache {
-    /// Memory for `context` tokens, stored as `elem` (the graphs' activation type).
-    pub fn new(gpu: &Gpu, config: &LlamaConfig, context: usize, elem: Elem) -> Result<KvCache> {
-        let width = config.kv_heads() * config.head_dim();
-        let bytes = (context * width) as u64 * elem.bytes();
-        let layer = |_| Ok([gpu.buffer("keys", bytes)?, gpu.buffer("values", bytes)?]);
-        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(KvCache { layers, context, elem })
-    }
-    /// Tokens it has room for.
-    pub fn context(&self) -> usize {
-        self.context
-    }
-    /// Bytes on the GPU.
-    pub fn bytes(&self) -> u64 {
-        self.layers.iter().flatten().map(Buffer::bytes).sum()
-    }
 }
 
 struct SelfAttention {
@@ -351,15 +329,10 @@ impl Llama {
 
     /// The stream after the last layer, `[1, S, hidden]`.
     fn hidden<'g>(&self, ids: Var<'g>, start: Var<'g>, cache: &KvCache) -> Var<'g> {
-        let graph = ids.graph();
-        let shape = [1, cache.context, self.config.kv_heads() * self.config.head_dim()];
         let at = Place { start, inv_freq: &self.inv_freq };
         let x = self.embed_tokens.forward(ids).tap("model.embed_tokens");
-        self.layers.iter().zip(&cache.layers).fold(x, |x, (layer, memory)| {
-            let [k, v] = memory;
-            let memory = [k, v].map(|buffer| graph.external(buffer, shape, cache.elem));
-            layer.forward(x, &at, memory)
-        })
+        let layers = self.layers.iter().enumerate();
+        layers.fold(x, |x, (i, layer)| layer.forward(x, &at, cache.layer(ids.graph(), i)))
     }
 }
 

@@ -7,7 +7,7 @@ use super::verify::Family;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use crate::nets::clip::{ClipText, ClipTextConfig};
-use crate::nets::llama::{KvCache, Llama, LlamaConfig};
+use crate::nets::llama::{Llama, LlamaConfig};
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nets::vae::{VaeConfig, VaeDecoder};
 use crate::nn::Loader;
@@ -183,7 +183,7 @@ impl Case<'_> {
         let config = LlamaConfig::read(self.dir)?;
         let llama = Llama::load(&self.loader, &config)?;
         let tokens = token_ids(self.input("input_ids", 1)?);
-        let cache = KvCache::new(self.gpu, &config, tokens.len(), self.act)?;
+        let cache = config.kv_cache(self.gpu, tokens.len(), self.act)?;
         let graph = Graph::new(self.act);
         let ids = graph.input("ids", [1, tokens.len()], Elem::U32);
         let start = graph.input("start", [1], Elem::U32);
