@@ -1,0 +1,98 @@
+//! `inknib demo`: one picture and one short conversation with the models that ship with inknib.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::common::{ActivationChoice, Family, GpuArgs, KernelChoice, ModelArgs, Ui};
+use super::{chat, generate};
+use crate::Result;
+use crate::diffusion::image::PARAMETERS_CHUNK;
+use crate::diffusion::infotext::Infotext;
+use crate::diffusion::text_to_image::Request;
+use crate::text::generation_config::Overrides;
+
+const EXAMPLES: &str = "\
+Examples:
+  inknib demo
+  inknib demo --weights fp16 -o scene.png";
+
+const PROMPT: &str = "a red boat on a calm sea at sunset, snowy mountains behind";
+const QUESTIONS: [&str; 3] =
+    ["Hello! Who are you?", "What is 7 plus 5?", "Tell me a short story about a fox."];
+
+/// Flags of `inknib demo`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+    /// int4, int8, fp16 or fp32
+    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    pub weights: String,
+    /// The PNG to write
+    #[arg(short, long, default_value = "demo.png")]
+    pub output: PathBuf,
+}
+
+/// Paints, then talks.
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let model = |name: &str| ModelArgs {
+        model: Some(name.into()),
+        weights: args.weights.clone(),
+        kernels: KernelChoice::Fast,
+        activations: ActivationChoice::Auto,
+    };
+    generate::writable(&args.output)?;
+    let scenes = model("demo-scenes");
+    let folder = scenes.folder(None)?.expect(Family::TextToImage)?;
+    let gpu = args.gpu.open()?;
+    ui.line(&format!("Painting \"{PROMPT}\" ..."))?;
+    let request = Request {
+        prompt: PROMPT.into(),
+        negative: String::new(),
+        width: None,
+        height: None,
+        steps: 25,
+        guidance: 4.0,
+        seed: 7,
+        sampler: None,
+        spacing: None,
+    };
+    let painted = generate::paint(&gpu, &folder.path, &scenes, &request, ui)?;
+    let text = Infotext::new(PROMPT, "").with("Steps", 25).with("CFG scale", 4).with("Seed", 7);
+    painted
+        .picture
+        .image
+        .write_png(&args.output, &[(PARAMETERS_CHUNK.to_string(), text.to_string())])?;
+    generate::show(&args.output, ui);
+    ui.line(&generate::summary(&args.output, &gpu, &painted))?;
+
+    let talk = model("demo-chat");
+    let folder = talk.folder(None)?.expect(Family::Llm)?;
+    ui.line("\nTalking ...")?;
+    let mut loaded = chat::load(&gpu, &folder.path, &talk, None, Overrides::default(), ui)?;
+    let mut turns = Vec::new();
+    for question in QUESTIONS {
+        ui.line(&format!("> {question}"))?;
+        let answer = chat::say(&mut loaded, question, ui)?;
+        ui.line("")?;
+        if question == QUESTIONS[QUESTIONS.len() - 1] {
+            ui.line(&chat::summary(&gpu, &loaded, &answer))?;
+        }
+        turns.push(json!({ "question": question, "answer": answer.text }));
+    }
+    if ui.json() {
+        let (kernels, compile) = gpu.compile_cost();
+        return ui.answer(&json!({
+            "image": args.output,
+            "conversation": turns,
+            "adapter": gpu.adapter().name,
+            "weights": args.weights,
+            "bits_per_weight": { "scenes": painted.bits_per_weight, "chat": loaded.bits_per_weight },
+            "kernels_compiled": kernels,
+            "compile_seconds": compile,
+        }));
+    }
+    Ok(())
+}
