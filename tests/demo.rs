@@ -30,7 +30,8 @@ fn gpu() -> Option<Gpu> {
 }
 
 fn paint(gpu: &Gpu, weights: &str, steps: usize) -> (TextToImage, Request) {
-    let options = LoadOptions { weights: weights.into(), act: Elem::F32, plan: PlanOptions::default() };
+    let options =
+        LoadOptions { weights: weights.into(), act: Elem::F32, plan: PlanOptions::default() };
     let net = TextToImage::load(gpu, &root().join("models/demo-scenes"), options, &|_| {}).unwrap();
     let request = Request {
         prompt: "a red boat on a calm sea at sunset, snowy mountains behind".into(),
@@ -140,5 +141,9 @@ fn a_second_turn_reuses_the_cache_and_changes_nothing() {
     let mut longer = prompt.clone();
     longer.extend(&fresh.tokens[..4]);
     let rest = run(&longer);
-    assert_eq!(rest.tokens[..8], fresh.tokens[4..], "continuing inside an answer goes the same way");
+    assert_eq!(
+        rest.tokens[..8],
+        fresh.tokens[4..],
+        "continuing inside an answer goes the same way"
+    );
 }

@@ -4,9 +4,12 @@
 //! A command is a file with `pub struct Args` (clap) and `pub fn run(args: &Args, ui: &Ui) ->
 //! Result<()>`, a `mod` line, and an arm in [`Command`] and in `dispatch`.
 
+pub mod chat;
 pub mod common;
 pub mod completions;
+pub mod demo;
 pub mod devices;
+pub mod generate;
 pub mod json;
 pub mod progress;
 pub mod quantize;
@@ -35,6 +38,7 @@ Environment: RUST_LOG sets the log level, WGPU_BACKEND and WGPU_ADAPTER_NAME nar
 INKNIB_MODELS names a folder where `-m NAME` is looked for.
 
 Examples:
+  inknib demo                 a picture and a conversation
   inknib devices              the GPUs that can be used
   inknib doctor               does this GPU compute right?
   inknib COMMAND --help       flags and examples of one command";
@@ -61,6 +65,12 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Paint one picture and hold one short conversation with the models that ship with inknib
+    Demo(demo::Args),
+    /// Paint a picture from a prompt
+    Generate(generate::Args),
+    /// Talk with a language model
+    Chat(chat::Args),
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
     /// Write a model folder with quantized weights
@@ -73,6 +83,9 @@ pub enum Command {
 
 fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
     match command {
+        Command::Demo(args) => demo::run(args, ui),
+        Command::Generate(args) => generate::run(args, ui),
+        Command::Chat(args) => chat::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
         Command::Quantize(args) => quantize::run(args, ui),
         Command::Show(args) => show::run(args, ui),

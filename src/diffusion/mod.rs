@@ -6,3 +6,4 @@ pub mod rng;
 pub mod sampler;
 pub mod schedule;
 mod schedule_config;
+pub mod text_to_image;
