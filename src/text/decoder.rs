@@ -7,7 +7,8 @@ use std::time::Instant;
 use super::sampler::{Logits, Sampler};
 use crate::gpu::{Buffer, Elem, Gpu, PendingRead};
 use crate::graph::{Graph, Plan, PlanOptions, Var};
-use crate::nets::llama::{KvCache, Llama};
+use crate::nets::llama::Llama;
+use crate::nn::KvCache;
 use crate::ops::assign::assign;
 use crate::ops::topk::{argmax, top_k};
 use crate::{Error, Result};
@@ -65,7 +66,7 @@ impl Decoder {
                 "a context of {context} tokens: this model was trained for 1 to {most}; give -c {most} or less"
             )));
         }
-        let cache = KvCache::new(gpu, net.config(), context, act)?;
+        let cache = net.config().kv_cache(gpu, context, act)?;
         let token = gpu.buffer("token", 4)?;
         let step = plan(gpu, &net, &cache, act, &options, Some(&token), 1)?;
         let prefill = HashMap::new();
