@@ -389,3 +389,41 @@ fn further_golden_folders() {
         }
     }
 }
+
+fn model(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(path)
+}
+
+/// The shipped chat model's own words: transformers' greedy tokens and its largest logits.
+#[test]
+fn the_chat_model_says_what_it_says_in_transformers() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("demo-chat");
+    let (config, store) = (LlamaConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+    let recipe = Recipe::builtin("fp16", "llm").unwrap();
+    let llama = Llama::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
+    let text = std::fs::read_to_string(folder("demo_chat.json")).unwrap();
+    let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let numbers = |v: &serde_json::Value| -> Vec<f64> {
+        v.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect()
+    };
+    // Two of the ten: the shortest answer and one of 77 tokens.
+    for case in [&cases["cases"][0], &cases["cases"][6]] {
+        let prompt = numbers(&case["prompt_ids"]);
+        let all: Vec<u32> =
+            prompt.iter().chain(&numbers(&case["greedy_ids"])).map(|id| *id as u32).collect();
+        let logits = decode(gpu, &llama, &all, &[prompt.len(), all.len() - prompt.len()]);
+        let rows: Vec<&[f32]> = logits.chunks_exact(config.vocab_size).collect();
+        for at in prompt.len()..all.len() {
+            let row = rows[at - 1];
+            let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+            assert_eq!(best as u32, all[at], "token {at} of {}", case["text"]);
+        }
+        let top = numbers(&case["top_ids"]).into_iter().zip(numbers(&case["top_logits"]));
+        for (id, expected) in top {
+            let got = f64::from(rows[prompt.len() - 1][id as usize]);
+            // The file has four decimals (5e-5); logits of 16 in f32 add about as much.
+            assert!((got - expected).abs() < 2e-4, "logit of {id}: {got} and {expected}");
+        }
+    }
+}
