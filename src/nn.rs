@@ -114,6 +114,7 @@ impl<'a> Loader<'a> {
     pub fn path(&self) -> &str {
         &self.path
     }
+    /// The device that everything is loaded to.
     pub fn gpu(&self) -> &'a Gpu {
         self.shared.gpu
     }
@@ -356,6 +357,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// `[.., C]` → same
     #[track_caller]
     pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
         layer_norm(x, &self.gamma, &self.beta, self.eps)
@@ -370,6 +372,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// `[.., C]` → same
     #[track_caller]
     pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
         rms_norm(x, &self.gamma, self.eps)

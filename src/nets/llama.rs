@@ -298,6 +298,7 @@ impl Llama {
         let inv_freq = Vector::upload(ld.gpu(), "inv_freq", &inv_freq)?;
         Ok(Llama { embed_tokens, layers, norm, lm_head, inv_freq, config: config.clone() })
     }
+    /// The configuration it was built from.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
     }

@@ -267,6 +267,7 @@ impl Unet {
             needs: next,
         })
     }
+    /// The configuration it was built from.
     pub fn config(&self) -> &UnetConfig {
         &self.config
     }
