@@ -149,6 +149,39 @@ fn without_an_adapter_the_code_is_3() {
 }
 
 #[test]
+fn doctor_passes_and_says_what_it_did() {
+    if !gpu() {
+        refused(&["doctor"], 3, &["no GPU adapter"]);
+        return;
+    }
+    let run = inknib(&["doctor", "--json"]);
+    assert_eq!(run.code, 0, "{}{}", run.out, run.err);
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((&value["passed"], &value["failed"]), (&true.into(), &0.into()));
+    let ops: Vec<&str> =
+        value["cases"].as_array().unwrap().iter().map(|c| c["op"].as_str().unwrap()).collect();
+    for op in ["matmul", "conv2d", "pointwise", "embed", "sampler"] {
+        assert!(ops.contains(&op), "{op}: {ops:?}");
+    }
+    assert!(value["canaries"]["loops_right"].as_bool().unwrap());
+    let run = inknib(&["doctor", "--without", "all", "--activations", "f32"]);
+    assert!(run.code == 0 && run.out.contains("Computes right"), "{}{}", run.out, run.err);
+}
+
+#[test]
+fn gpu_flags_are_checked() {
+    refused(&["doctor", "--without", "colour"], 2, &["colour", "subgroups"]);
+    refused(&["doctor", "--vram-budget", "4X"], 2, &["4X", "512MiB"]);
+    refused(&["doctor", "--activations", "f8"], 2, &["f8", "f16"]);
+    if gpu() {
+        refused(&["doctor", "--device", "99"], 3, &["no adapter \"99\"", "0 = "]);
+        refused(&["doctor", "--device", "no such GPU"], 3, &["no such GPU", "0 = "]);
+        refused(&["doctor", "--vram-budget", "1k"], 5, &["budget", "--vram-budget"]);
+        refused(&["doctor", "--without", "f16", "--activations", "f16"], 2, &["f32"]);
+    }
+}
+
+#[test]
 fn a_closed_pipe_is_silent() {
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_inknib"))
         .args(["completions", "bash"])

@@ -9,6 +9,7 @@ pub mod common;
 pub mod completions;
 pub mod demo;
 pub mod devices;
+pub mod doctor;
 pub mod generate;
 pub mod json;
 pub mod progress;
@@ -73,6 +74,8 @@ pub enum Command {
     Chat(chat::Args),
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
+    /// Test whether a GPU computes right, and say how it will be used
+    Doctor(doctor::Args),
     /// Write a model folder with quantized weights
     Quantize(quantize::Args),
     /// Print how a picture was made, from its text chunks
@@ -87,6 +90,7 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Generate(args) => generate::run(args, ui),
         Command::Chat(args) => chat::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
+        Command::Doctor(args) => doctor::run(args, ui),
         Command::Quantize(args) => quantize::run(args, ui),
         Command::Show(args) => show::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),

@@ -1,0 +1,169 @@
+//! The cases of [`super::selftest`]: one small problem per family of kernels and weight format. Sizes
+//! are those of a real layer's smallest corner, odd where kernels have edges.
+
+use super::selftest::{Bench, Feed};
+use crate::Result;
+use crate::diffusion::sampler::{StepCoefficients, apply};
+use crate::gpu::Elem;
+use crate::ops::channels::{self, add_channels};
+use crate::ops::concat::cat;
+use crate::ops::conv2d::{self, Conv, conv2d};
+use crate::ops::embed::{self, embed};
+use crate::ops::matmul::{self, linear};
+use crate::ops::pointwise::{Act, activate, gated, geglu};
+use crate::ops::sampler::{COEFFICIENTS, predict_x0, step};
+use crate::ops::timestep::{self, timestep_embedding};
+use crate::ops::topk::{self, argmax};
+use crate::quant::{Layout, QuantSpec};
+
+/// Every case, those of most use first.
+pub(super) fn all(bench: &mut Bench<'_>) -> Result<()> {
+    matmul_cases(bench)?;
+    conv_cases(bench)?;
+    pointwise_cases(bench)?;
+    lookup_cases(bench)?;
+    sampler_case(bench)
+}
+
+const FORMATS: [QuantSpec; 4] = [QuantSpec::F32, QuantSpec::F16, QuantSpec::INT8, QuantSpec::INT4];
+
+fn matmul_cases(bench: &mut Bench<'_>) -> Result<()> {
+    let (n, k) = (72, 192);
+    // 13 rows go through tiles, one row through lanes that share a row.
+    for (m, formats) in [(13, &FORMATS[..]), (1, &FORMATS[3..])] {
+        for spec in formats {
+            let (weight, w) = bench.weight(1, Layout::linear(n, k), *spec)?;
+            let (bias, b) = bench.vector(2, n)?;
+            let x = bench.data(3, m * k);
+            let want = matmul::oracle(&x, &w, Some(&b), None, Act::Silu, k);
+            let what = format!("{spec}, {m} x {n} x {k}");
+            bench.check("matmul", what, &[], &want, |g| {
+                let y = linear(g.literal([m, k], x.clone()), &weight, Some(&bias));
+                activate(y, Act::Silu)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn conv_cases(bench: &mut Bench<'_>) -> Result<()> {
+    let (h, w, c, rows) = (6, 5, 64, 24);
+    let halving = Conv { stride: 2, ..Conv::default() };
+    let doubling = Conv { upsample: true, ..Conv::default() };
+    let cases = [
+        (QuantSpec::F16, Conv::default(), "same size"),
+        (QuantSpec::INT4, Conv::default(), "same size"),
+        (QuantSpec::INT4, halving, "stride 2"),
+        (QuantSpec::INT4, doubling, "upsampled"),
+    ];
+    for (spec, conv, form) in cases {
+        let (weight, values) = bench.weight(4, Layout { rows, taps: 9, channels: c }, spec)?;
+        let x = bench.data(5, h * w * c);
+        let want = conv2d::oracle(&x, [1, h, w, c], &values, 3, conv);
+        bench.check("conv2d", format!("{spec}, 3x3, {form}"), &[], &want, |g| {
+            conv2d(g.literal([1, h, w, c], x.clone()), &weight, None, conv)
+        })?;
+    }
+    // Two inputs read as one without a copy, as after a skip connection of a UNet.
+    let (ca, cb) = (40, 24);
+    let (weight, values) =
+        bench.weight(6, Layout { rows, taps: 9, channels: ca + cb }, QuantSpec::INT4)?;
+    let (a, b) = (bench.data(7, h * w * ca), bench.data(8, h * w * cb));
+    let joined: Vec<f32> = a
+        .chunks_exact(ca)
+        .zip(b.chunks_exact(cb))
+        .flat_map(|(a, b)| a.iter().chain(b).copied())
+        .collect();
+    let want = conv2d::oracle(&joined, [1, h, w, ca + cb], &values, 3, Conv::default());
+    bench.check("conv2d", "int4, two inputs", &[], &want, |g| {
+        let (a, b) = (g.literal([1, h, w, ca], a.clone()), g.literal([1, h, w, cb], b.clone()));
+        conv2d(cat(a, b), &weight, None, Conv::default())
+    })?;
+    let joined: Vec<f64> = joined.into_iter().map(f64::from).collect();
+    bench.check("concat", "two inputs", &[], &joined, |g| {
+        cat(g.literal([1, h, w, ca], a.clone()), g.literal([1, h, w, cb], b.clone()))
+    })?;
+    let (x, table) = (bench.data(9, 2 * h * c), bench.data(10, 3 * c));
+    let want = channels::oracle(&x, &table, &[2, 0], c);
+    bench.check("add_channels", "two items", &[Feed::U32("row", &[2, 0])], &want, |g| {
+        let row = g.input("row", [2], Elem::U32);
+        add_channels(g.literal([2, h, c], x.clone()), g.literal([3, c], table.clone()), row)
+    })
+}
+
+fn pointwise_cases(bench: &mut Bench<'_>) -> Result<()> {
+    let n = 1000;
+    let (a, b) = (bench.data(11, n), bench.data(12, n));
+    for act in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh] {
+        let want: Vec<f64> =
+            a.iter().zip(&b).map(|(a, b)| act.oracle(f64::from(*a)) * f64::from(*b)).collect();
+        bench.check("pointwise", format!("{act:?} gate"), &[], &want, |g| {
+            gated(g.literal([n], a.clone()), g.literal([n], b.clone()), act)
+        })?;
+    }
+    let sum: Vec<f64> =
+        a.iter().zip(&b).map(|(a, b)| 0.5 * f64::from(*a) + f64::from(*b)).collect();
+    bench.check("pointwise", "scale and add", &[], &sum, |g| {
+        0.5 * g.literal([n], a.clone()) + g.literal([n], b.clone())
+    })?;
+    let halves: Vec<f64> = a
+        .chunks_exact(20)
+        .flat_map(|row| (0..10).map(|i| (row[i], row[10 + i])))
+        .map(|(value, gate)| f64::from(value) * Act::Gelu.oracle(f64::from(gate)))
+        .collect();
+    bench.check("pointwise", "GEGLU", &[], &halves, |g| geglu(g.literal([n / 20, 20], a.clone())))
+}
+
+fn lookup_cases(bench: &mut Bench<'_>) -> Result<()> {
+    let (rows, c) = (50, 72);
+    for spec in [QuantSpec::F16, QuantSpec::INT8] {
+        let (weight, values) = bench.weight(13, Layout::linear(rows, c), spec)?;
+        let ids = [49, 0, 7, 7];
+        let want = embed::oracle(&ids, &values, c);
+        bench.check("embed", spec.to_string(), &[Feed::U32("ids", &ids)], &want, |g| {
+            embed(g.input("ids", [1, 4], Elem::U32), &weight)
+        })?;
+    }
+    let t = [0.0, 1.0, 981.0];
+    let want = timestep::oracle(&t, 64, true, 0.0);
+    bench.check("timestep", "three of 64", &[Feed::F32("t", &t)], &want, |g| {
+        timestep_embedding(g.input("t", [3], Elem::F32), 64, true, 0.0)
+    })?;
+    let logits = bench.data(14, 9000);
+    let best = topk::oracle(&logits, 1).unwrap_or_default();
+    let want: Vec<f64> = best.iter().map(|(_, id)| f64::from(*id)).collect();
+    bench.check("argmax", "9000 logits", &[Feed::F32("x", &logits)], &want, |g| {
+        argmax(g.input("x", [1, 9000], Elem::F32))
+    })
+}
+
+/// A step of DPM++ 2M in the middle of a schedule, with guidance.
+fn sampler_case(bench: &mut Bench<'_>) -> Result<()> {
+    let row = StepCoefficients {
+        timestep: 500.0,
+        input_scale: 0.5,
+        x0: [1.25, -0.75],
+        next: [0.5, 0.75, -0.25, 0.0],
+        sigma: 1.5,
+        clip: f32::MAX,
+        start: [1.0, 1.5],
+    };
+    let guidance = 4.0;
+    let shape = [1, 4, 4, 4];
+    let n = 64;
+    let (x, out) = (bench.data(15, n), bench.data(16, 2 * n));
+    let before = bench.data(17, n);
+    let joined: Vec<f32> = (0..n).map(|i| out[i] + guidance * (out[n + i] - out[i])).collect();
+    let (next, _) = apply(&row, &x, &joined, Some(&before), None)?;
+    let want: Vec<f64> = next.into_iter().map(f64::from).collect();
+    let mut coef: Vec<f32> = bytemuck::cast_slice(&[row]).to_vec();
+    coef.push(guidance);
+    coef.resize(COEFFICIENTS, 0.0);
+    let feeds = [Feed::F32("coef", &coef), Feed::F32("x", &x), Feed::F32("before", &before)];
+    bench.check("sampler", "DPM++ 2M step", &feeds, &want, |g| {
+        let coef = g.input("coef", [COEFFICIENTS], Elem::F32);
+        let (x, before) = (g.input("x", shape, Elem::F32), g.input("before", shape, Elem::F32));
+        let x0 = predict_x0(x, g.literal([2, 4, 4, 4], out.clone()), coef);
+        step(x, x0, before, before, coef)
+    })
+}
