@@ -160,7 +160,7 @@ fn doctor_passes_and_says_what_it_did() {
     assert_eq!((&value["passed"], &value["failed"]), (&true.into(), &0.into()));
     let ops: Vec<&str> =
         value["cases"].as_array().unwrap().iter().map(|c| c["op"].as_str().unwrap()).collect();
-    for op in ["matmul", "conv2d", "pointwise", "embed", "sampler"] {
+    for op in ["matmul", "conv2d", "attention", "norm", "kv_cache", "sampler"] {
         assert!(ops.contains(&op), "{op}: {ops:?}");
     }
     assert!(value["canaries"]["loops_right"].as_bool().unwrap());
@@ -176,7 +176,10 @@ fn gpu_flags_are_checked() {
     if gpu() {
         refused(&["doctor", "--device", "99"], 3, &["no adapter \"99\"", "0 = "]);
         refused(&["doctor", "--device", "no such GPU"], 3, &["no such GPU", "0 = "]);
-        refused(&["doctor", "--vram-budget", "1k"], 5, &["budget", "--vram-budget"]);
+        // The adapter has been printed when the first buffer does not fit.
+        let run = inknib(&["doctor", "--vram-budget", "1k"]);
+        assert_eq!(run.code, 5, "{}", run.err);
+        assert!(run.err.contains("out of the GPU memory budget"), "{}", run.err);
         refused(&["doctor", "--without", "f16", "--activations", "f16"], 2, &["f32"]);
     }
 }
@@ -223,6 +226,51 @@ fn show_prints_what_a_picture_says() {
     std::fs::write(&path, "not a picture").unwrap();
     refused(&["show", str(&path)], 2, &["p.png", "PNG"]);
     refused(&["show", str(&folder.path().join("gone.png"))], 1, &["gone.png"]);
+}
+
+#[test]
+fn verify_compares_and_judges() {
+    if !gpu() {
+        return;
+    }
+    let run = inknib(&["verify", "--json", "tests/golden/clip_l"]);
+    let one: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((run.code, &one["passed"], &one["family"]), (0, &true.into(), &"clip_text".into()));
+    assert!(one["outputs"][0]["rel_l2"].as_f64().unwrap() <= 2e-5, "{one}");
+    let args = ["verify", "tests/golden/clip_l", "tests/golden/llama", "--weights", "fp16"];
+    let run = inknib(&[&args[..], &["--json", "--kernels", "reference"]].concat());
+    let both: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((run.code, both.as_array().map(Vec::len)), (0, Some(2)));
+
+    // Weights of another net: beyond the tolerance, told apart from a file that cannot be read.
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = folder.path().join("wrong");
+    std::fs::create_dir(&wrong).unwrap();
+    let golden = Path::new(ROOT).join("tests/golden/llama");
+    for name in ["config.json", "model.safetensors", "golden.safetensors"] {
+        std::fs::copy(golden.join(name), wrong.join(name)).unwrap();
+    }
+    let weights = wrong.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len();
+    // Another sign for some of the last tensor's f16 weights: finite and far off.
+    for i in (end - 4096..end).step_by(2) {
+        bytes[i + 1] ^= 0x80;
+    }
+    std::fs::write(&weights, &bytes).unwrap();
+    let run = inknib(&["verify", str(&wrong)]);
+    assert_eq!(run.code, 7, "{}{}", run.out, run.err);
+    assert!(run.out.contains("FAILED") && run.err.contains("wrong"), "{}{}", run.out, run.err);
+    let run = inknib(&["verify", "--json", str(&wrong)]);
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((run.code, &value["passed"]), (7, &false.into()));
+
+    std::fs::write(&weights, &bytes[..end / 2]).unwrap();
+    refused(&["verify", str(&wrong)], 4, &["model.safetensors"]);
+    std::fs::remove_file(wrong.join("golden.safetensors")).unwrap();
+    refused(&["verify", str(&wrong)], 4, &["golden.safetensors"]);
+    refused(&["verify", str(&folder.path().join("gone"))], 4, &["gone"]);
+    refused(&["verify", "tests/golden/clip_l", "--weights", "int5"], 2, &["int5", "fp16"]);
 }
 
 /// A copy of the small Llama of tests/golden, which is a model folder but for its tokenizer.

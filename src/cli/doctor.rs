@@ -102,12 +102,12 @@ fn about_the_adapter(gpu: &Gpu, act: Elem, ui: &Ui) -> Result<()> {
     row(
         "limits",
         format!(
-            "buffer {}, binding {}, workgroup {} invocations and {} of shared memory, {} storage \
-             buffers",
+            "buffer {}, binding {}, workgroup {} invocations and {} KiB of shared memory, {} \
+             storage buffers",
             mib(caps.max_buffer_bytes),
             mib(caps.max_binding_bytes),
             caps.max_workgroup_invocations,
-            mib(u64::from(caps.max_workgroup_bytes)),
+            caps.max_workgroup_bytes >> 10,
             caps.max_storage_buffers
         ),
     );
@@ -182,7 +182,7 @@ fn about_the_test(args: &Args, test: &SelfTest, ui: &Ui) -> Result<()> {
         LONG_LOOP => format!("loops of {LONG_LOOP} iterations run to their end"),
         count => format!(
             "the driver stops loops of {LONG_LOOP} iterations after {count} without an error; plans \
-             stay below {MAX_TRIPS}"
+             run at most {MAX_TRIPS}"
         ),
     };
     ui.line(&format!("loops: {}; {limit}", mark(canaries.loops_right)))?;

@@ -16,6 +16,7 @@ pub mod progress;
 pub mod quantize;
 pub mod repl;
 pub mod show;
+pub mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -76,6 +77,8 @@ pub enum Command {
     Devices(devices::Args),
     /// Test whether a GPU computes right, and say how it will be used
     Doctor(doctor::Args),
+    /// Run nets on golden tensors of diffusers and transformers and compare
+    Verify(verify::Args),
     /// Write a model folder with quantized weights
     Quantize(quantize::Args),
     /// Print how a picture was made, from its text chunks
@@ -91,6 +94,7 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Chat(args) => chat::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
+        Command::Verify(args) => verify::run(args, ui),
         Command::Quantize(args) => quantize::run(args, ui),
         Command::Show(args) => show::run(args, ui),
         Command::Completions(args) => completions::run(args, ui),

@@ -36,6 +36,10 @@ impl Bar {
     pub fn total(&self, total: u64) {
         self.0.set_length(total);
     }
+    /// Runs something that prints, with the bar out of the way.
+    pub fn hide_while<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
     /// A few words behind the bar.
     pub fn say(&self, message: impl Into<String>) {
         self.0.set_message(message.into());

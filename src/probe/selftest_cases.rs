@@ -5,13 +5,19 @@ use super::selftest::{Bench, Feed};
 use crate::Result;
 use crate::diffusion::sampler::{StepCoefficients, apply};
 use crate::gpu::Elem;
+use crate::graph::Vector;
+use crate::ops::attention::{self, Attention, Mask, attention};
 use crate::ops::channels::{self, add_channels};
 use crate::ops::concat::cat;
 use crate::ops::conv2d::{self, Conv, conv2d};
 use crate::ops::embed::{self, embed};
+use crate::ops::kv_cache::{self, kv_write};
 use crate::ops::matmul::{self, linear};
+use crate::ops::norm::{self, group_norm, layer_norm, rms_norm};
 use crate::ops::pointwise::{Act, activate, gated, geglu};
+use crate::ops::rope::{self, rope};
 use crate::ops::sampler::{COEFFICIENTS, predict_x0, step};
+use crate::ops::softmax::{self, softmax};
 use crate::ops::timestep::{self, timestep_embedding};
 use crate::ops::topk::{self, argmax};
 use crate::quant::{Layout, QuantSpec};
@@ -20,6 +26,9 @@ use crate::quant::{Layout, QuantSpec};
 pub(super) fn all(bench: &mut Bench<'_>) -> Result<()> {
     matmul_cases(bench)?;
     conv_cases(bench)?;
+    attention_cases(bench)?;
+    norm_cases(bench)?;
+    cache_cases(bench)?;
     pointwise_cases(bench)?;
     lookup_cases(bench)?;
     sampler_case(bench)
@@ -88,6 +97,87 @@ fn conv_cases(bench: &mut Bench<'_>) -> Result<()> {
     bench.check("add_channels", "two items", &[Feed::U32("row", &[2, 0])], &want, |g| {
         let row = g.input("row", [2], Elem::U32);
         add_channels(g.literal([2, h, c], x.clone()), g.literal([3, c], table.clone()), row)
+    })
+}
+
+fn attention_cases(bench: &mut Bench<'_>) -> Result<()> {
+    let d = 40;
+    let forms = [
+        ("self, 2 heads", 2, 2, 33, 33, None),
+        ("cross, 77 keys", 2, 2, 9, 77, None),
+        ("causal, grouped", 4, 2, 13, 13, Some(0)),
+        ("one query over a cache", 4, 2, 1, 48, Some(20)),
+    ];
+    for (what, heads, kv_heads, sq, sk, start) in forms {
+        let q = bench.data(20, sq * heads * d);
+        let (k, v) = (bench.data(21, sk * kv_heads * d), bench.data(22, sk * kv_heads * d));
+        let scale = 1.0 / (d as f32).sqrt();
+        let case = attention::Case { batch: 1, sq, sk, heads, kv_heads, d, scale, start };
+        let want = attention::oracle(&q, &k, &v, case);
+        let position = start.map_or(0, |s| s as u32);
+        let cached = position > 0;
+        let feed = [position];
+        let feeds = [Feed::U32("start", &feed)];
+        let feeds = if cached { &feeds[..] } else { &[] };
+        bench.check("attention", what, feeds, &want, |g| {
+            let mask = match start {
+                None => Mask::None,
+                Some(_) if cached => Mask::Cached { start: g.input("start", [1], Elem::U32) },
+                Some(_) => Mask::Causal,
+            };
+            let q = g.literal([1, sq, heads * d], q.clone());
+            let k = g.literal([1, sk, kv_heads * d], k.clone());
+            let v = g.literal([1, sk, kv_heads * d], v.clone());
+            attention(q, k, v, Attention { heads, kv_heads, scale, mask })
+        })?;
+    }
+    let x = bench.data(23, 7 * 77);
+    bench.check("softmax", "7 rows of 77", &[], &softmax::oracle(&x, 77), |g| {
+        softmax(g.literal([7, 77], x.clone()))
+    })
+}
+
+fn norm_cases(bench: &mut Bench<'_>) -> Result<()> {
+    let (h, w, c) = (6, 5, 64);
+    let (gamma, g_values) = bench.vector(24, c)?;
+    let (beta, b_values) = bench.vector(25, c)?;
+    let x = bench.data(26, h * w * c);
+    let want = norm::oracle(&x, &g_values, Some(&b_values), h * w, 8, 1e-5);
+    bench.check("norm", "group norm", &[], &want, |g| {
+        group_norm(g.literal([1, h, w, c], x.clone()), &gamma, &beta, 8, 1e-5)
+    })?;
+    let silu: Vec<f64> = want.iter().map(|v| Act::Silu.oracle(*v)).collect();
+    bench.check("norm", "group norm, SiLU", &[], &silu, |g| {
+        let x = g.literal([1, h, w, c], x.clone());
+        activate(group_norm(x, &gamma, &beta, 8, 1e-5), Act::Silu)
+    })?;
+    let want = norm::oracle(&x, &g_values, Some(&b_values), 1, 1, 1e-5);
+    bench.check("norm", "layer norm", &[], &want, |g| {
+        layer_norm(g.literal([1, h * w, c], x.clone()), &gamma, &beta, 1e-5)
+    })?;
+    let want = norm::oracle(&x, &g_values, None, 1, 1, 1e-6);
+    bench.check("norm", "RMS norm", &[], &want, |g| {
+        rms_norm(g.literal([1, h * w, c], x.clone()), &gamma, 1e-6)
+    })
+}
+
+fn cache_cases(bench: &mut Bench<'_>) -> Result<()> {
+    let (heads, half, rows, context) = (2, 16, 3, 8);
+    let c = heads * 2 * half;
+    let inv_freq: Vec<f32> = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect();
+    let frequencies = Vector::upload(bench.gpu, "self-test", &inv_freq)?;
+    let (x, cache) = (bench.data(27, rows * c), bench.data(28, context * c));
+    let feeds = [Feed::U32("start", &[4])];
+    let want = rope::oracle(&x, &inv_freq, rows, heads, 4);
+    bench.check("rope", "3 rows from 4 on", &feeds, &want, |g| {
+        let start = g.input("start", [1], Elem::U32);
+        rope(g.literal([1, rows, c], x.clone()), start, &frequencies, heads)
+    })?;
+    let want = kv_cache::oracle(&cache, &x, 1, c, 4);
+    bench.check("kv_cache", "3 rows from 4 on", &feeds, &want, |g| {
+        let start = g.input("start", [1], Elem::U32);
+        let cache = g.literal([1, context, c], cache.clone());
+        kv_write(cache, g.literal([1, rows, c], x.clone()), start)
     })
 }
 
