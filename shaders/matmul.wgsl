@@ -2,20 +2,20 @@
 // A register tile of 8 rows of x by 8 rows of w in each invocation, no shared memory. A block of eight k of
 // four rows of w is two 4x4 matrices, so that `vector * matrix` is four dot products.
 struct Params {
-    m: u32,       // rows of x
+    m: u32,       // one past the last row of x of this dispatch
     n: u32,       // rows of w in this window
     k: u32,       // columns of x
     n0: u32,      // first row of this window
     n_total: u32, // columns of y
     blocks: u32,  // blocks of eight k
+    m0: u32,      // its first row
     pad0: u32,
-    pad1: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<xload>;        // [m, k]
+@group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
-@group(0) @binding(3) var<storage, read> residual: array<act>;   // [m, n_total]
-@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [m, n_total]
+@group(0) @binding(3) var<storage, read> residual: array<act>;   // [M, n_total]
+@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [M, n_total]
 
 fn store(m: u32, n: u32, v: f32) {
     var r = v;
@@ -26,11 +26,13 @@ fn store(m: u32, n: u32, v: f32) {
     y[i] = out(r);
 }
 
-@compute @workgroup_size(WG_X, WG_Y)
-fn main(@builtin(global_invocation_id) id: vec3u) {
-    let n = id.x * 8u;
-    let m = id.y * 8u;
-    if (n >= p.n || m >= p.m) { return; }
+@compute @workgroup_size(WG_X)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+    let item = id.y * groups.x * WG_X + id.x;
+    let across = (p.n + 7u) / 8u;
+    let n = item % across * 8u;
+    let m = p.m0 + item / across * 8u;
+    if (m >= p.m) { return; }
     let ln = p.n - 1u; // rows beyond the end read the last one and are not stored
     let lm = p.m - 1u;
     var a0 = vec4f(); var a1 = vec4f(); var a2 = vec4f(); var a3 = vec4f();

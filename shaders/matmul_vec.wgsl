@@ -1,20 +1,20 @@
 // The same as matmul.wgsl for few rows of x (decoding): LANES invocations share one output and add their
 // parts up. Neighbouring lanes read neighbouring blocks of a row of w.
 struct Params {
-    m: u32,       // rows of x
+    m: u32,       // one past the last row of x of this dispatch
     n: u32,       // rows of w in this window
     k: u32,       // columns of x
     n0: u32,      // first row of this window
     n_total: u32, // columns of y
     blocks: u32,  // blocks of eight k
+    m0: u32,      // its first row
     pad0: u32,
-    pad1: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<xload>;        // [m, k]
+@group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
-@group(0) @binding(3) var<storage, read> residual: array<act>;   // [m, n_total]
-@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [m, n_total]
+@group(0) @binding(3) var<storage, read> residual: array<act>;   // [M, n_total]
+@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [M, n_total]
 
 @compute @workgroup_size(WG_X)
 fn main(

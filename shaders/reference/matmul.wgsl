@@ -1,24 +1,24 @@
 // y[m, n0 + n] = activation(Σ_k x[m, k] · w[n, k] + bias[n0 + n]) + residual[m, n0 + n], one output each.
 struct Params {
-    m: u32,       // rows of x
+    m: u32,       // one past the last row of x of this dispatch
     n: u32,       // rows of w in this window
     k: u32,       // columns of x
     n0: u32,      // first row of this window
     n_total: u32, // columns of y
     blocks: u32,  // blocks of eight k
+    m0: u32,      // its first row
     pad0: u32,
-    pad1: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<act>;          // [m, k]
+@group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
-@group(0) @binding(3) var<storage, read> residual: array<act>;   // [m, n_total]
-@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [m, n_total]
+@group(0) @binding(3) var<storage, read> residual: array<act>;   // [M, n_total]
+@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [M, n_total]
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
     let item = id.y * groups.x * 64u + id.x;
-    let m = item / p.n;
+    let m = p.m0 + item / p.n;
     let n = item % p.n;
     if (m >= p.m) { return; }
     var sum = 0.0;

@@ -6,16 +6,20 @@ use std::rc::Rc;
 
 use super::channels::AddChannels;
 use super::concat::Concat;
-use super::matmul::{EPILOGUE_TRIPS, linear};
+use super::matmul::{EPILOGUE_TRIPS, TILE64, linear, rows_per_dispatch};
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::{ACTS, OpInfo, formats};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Chunk, Dispatch, Lower, Op, Operand, Shape, Var, Vector, Weight, weight_part};
+use crate::graph::{
+    Chunk, Dispatch, Lower, MAX_TRIPS, Op, Operand, Shape, Var, Vector, Weight, weight_part,
+};
 use crate::quant::Format;
 use crate::{Result, params, source};
 
 const TILE: Source = source!("conv2d.wgsl");
+const TILED: Source = source!("conv2d_tiled.wgsl");
 const REFERENCE: Source = source!("reference/conv2d.wgsl");
+const GATHER: Source = source!("parts/conv_gather.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
 const ONE_VEC: Source = source!("parts/conv_one_vec.wgsl");
 const ONE_SCALAR: Source = source!("parts/conv_one_scalar.wgsl");
@@ -185,40 +189,23 @@ impl Op for Conv2d {
             .into_iter()
             .flatten()
             .all(|x| x.shape.last().is_multiple_of(8));
-        let (variant, width) = match () {
-            () if cx.reference() => (Variant::Reference, 1),
-            () => (Variant::Tile { vec8 }, 8),
-        };
-        let most = match cx.software() {
-            true => FLOPS_PER_DISPATCH_SOFTWARE,
-            false => FLOPS_PER_DISPATCH,
-        };
+        let variant = self.variant(cx, vec8);
         for chunk in self.weight.chunks() {
             let pixels = cx.output().shape.rows();
             let cost = 2 * self.weight.taps() * self.weight.channels() * chunk.rows;
-            let step = (most / cost.max(1)).max(1).next_multiple_of(64);
+            let step = rows_per_dispatch(cx, cost);
             for m0 in (0..pixels).step_by(step) {
                 let m = pixels.min(m0 + step);
                 let dispatch = self.dispatch(cx, &bound, variant, chunk, (m0, m));
+                let (width, threads) = variant.shape();
                 let count = (m - m0).div_ceil(width) * chunk.rows.div_ceil(width);
-                let trips = match variant {
-                    Variant::Reference => self.weight.taps() * (1 + self.weight.channels()),
-                    _ => {
-                        self.weight.taps() * (1 + self.weight.channels().div_ceil(8))
-                            + EPILOGUE_TRIPS
-                    }
-                };
-                let dispatch = dispatch.linear(count, WORKGROUP as usize).trips(trips);
+                let dispatch = dispatch.linear(count, threads).trips(self.trips(variant));
                 cx.dispatch(dispatch.flops((m - m0) * cost))?;
             }
         }
         Ok(())
     }
 }
-
-/// A dispatch of more is cut along the pixels, so that submissions stay near a tenth of a second.
-const FLOPS_PER_DISPATCH_SOFTWARE: usize = 1 << 30;
-const FLOPS_PER_DISPATCH: usize = 1 << 37;
 
 /// The inputs by name.
 struct Bound {
@@ -230,6 +217,25 @@ struct Bound {
 }
 
 impl Conv2d {
+    fn variant(&self, cx: &Lower<'_>, vec8: bool) -> Variant {
+        let tiled = Variant::Tiled { vec8 };
+        match () {
+            () if cx.reference() => Variant::Reference,
+            () if cx.software() || self.trips(tiled) as u64 > MAX_TRIPS => Variant::Tile { vec8 },
+            () => tiled,
+        }
+    }
+
+    /// Loop iterations of one invocation.
+    fn trips(&self, variant: Variant) -> usize {
+        let (taps, blocks) = (self.weight.taps(), self.weight.channels().div_ceil(8));
+        match variant {
+            Variant::Reference => taps * (1 + self.weight.channels()),
+            Variant::Tile { .. } => taps * (1 + blocks) + EPILOGUE_TRIPS,
+            Variant::Tiled { .. } => taps * (1 + blocks.div_ceil(2) * 9) + EPILOGUE_TRIPS,
+        }
+    }
+
     fn bound(&self, cx: &Lower<'_>) -> Result<Bound> {
         let mut next = 1;
         let mut take = |wanted: bool| -> Result<Option<Operand>> {
@@ -299,15 +305,30 @@ impl Conv2d {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Variant {
     Reference,
-    /// A register tile of 8 pixels by 8 channels.
+    /// A register tile of 8 pixels by 8 channels. `vec8`: all numbers of input channels are multiples of
+    /// eight.
     Tile {
-        /// All numbers of input channels are multiples of eight.
+        vec8: bool,
+    },
+    /// 64 pixels by 64 channels in a workgroup that shares what it has fetched.
+    Tiled {
         vec8: bool,
     },
 }
 
 /// Invocations of one workgroup.
 const WORKGROUP: u32 = 64;
+
+impl Variant {
+    /// Width of the square of pixels by channels that one item computes, and items of a workgroup.
+    fn shape(self) -> (usize, usize) {
+        match self {
+            Variant::Reference => (1, WORKGROUP as usize),
+            Variant::Tile { .. } => (8, WORKGROUP as usize),
+            Variant::Tiled { .. } => (64, 1),
+        }
+    }
+}
 
 /// What is fused into a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -320,11 +341,11 @@ struct Form {
 }
 
 fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
-    let (source, vec8) = match variant {
-        Variant::Reference => (REFERENCE, false),
-        Variant::Tile { vec8, .. } => (TILE, vec8),
+    let (spec, vec8) = match variant {
+        Variant::Reference => (Spec::new(REFERENCE), false),
+        Variant::Tile { vec8 } => (Spec::new(TILE).part(GATHER), vec8),
+        Variant::Tiled { vec8 } => (Spec::new(TILED).part(TILE64).part(GATHER), vec8),
     };
-    let spec = Spec::new(source);
     let spec = match (form.two, vec8) {
         (false, true) => spec.part(ONE_VEC).alias4("xload", x),
         (false, false) => spec.part(ONE_SCALAR).alias("xload", x),
@@ -349,8 +370,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let int4 = Format::Q4 { group: 64, cubic: 0.01 };
     let mut specs = Vec::new();
     for x in ACTS {
-        let tiles = [true, false].map(|vec8| Variant::Tile { vec8 });
-        for variant in [Variant::Reference].into_iter().chain(tiles) {
+        let tiles = [true, false].map(|vec8| [Variant::Tile { vec8 }, Variant::Tiled { vec8 }]);
+        for variant in [Variant::Reference].into_iter().chain(tiles.into_iter().flatten()) {
             specs.extend(formats().into_iter().map(|f| weight_part(spec(variant, x, x, one), f)));
             for form in [Form { two: true, ..one }, Form { table: Some(x), ..one }] {
                 specs.push(weight_part(spec(variant, x, x, form), int4));

@@ -6,10 +6,13 @@ use std::rc::Rc;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::{ACTS, OpInfo, formats};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Dispatch, Lower, Op, Var, Vector, Weight, weight_part};
+use crate::graph::{Chunk, Dispatch, Lower, MAX_TRIPS, Op, Var, Vector, Weight, weight_part};
 use crate::{Result, params, source};
 
 const TILE: Source = source!("matmul.wgsl");
+const TILED: Source = source!("matmul_tiled.wgsl");
+/// The workgroup's part of a tiled product, here and in conv2d.
+pub(super) const TILE64: Source = source!("parts/tile64.wgsl");
 const VEC: Source = source!("matmul_vec.wgsl");
 const REFERENCE: Source = source!("reference/matmul.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
@@ -29,8 +32,8 @@ params! {
         pub n0: u32,
         pub n_total: u32,
         pub blocks: u32,
+        pub m0: u32,
         pub pad0: u32,
-        pub pad1: u32,
     }
 }
 
@@ -102,59 +105,79 @@ impl Op for Matmul {
     }
 
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
-        let x = cx.input(0)?.clone();
+        let x = cx.input(0)?;
         let (m, k) = (x.shape.rows(), x.shape.last());
-        let n_total = self.weight.rows();
-        let vec8 = k.is_multiple_of(8);
-        let format = self.weight.format();
+        let variant = variant(cx, m, k);
         for chunk in self.weight.chunks() {
-            let n = chunk.rows;
-            let blocks = k.div_ceil(8);
-            let p = Params {
-                m: m as u32,
-                n: n as u32,
-                k: k as u32,
-                n0: chunk.row0 as u32,
-                n_total: n_total as u32,
-                blocks: blocks as u32,
-                ..Default::default()
-            };
-            let variant = if cx.reference() {
-                Variant::Reference
-            } else if m <= VEC_ROWS {
-                let lanes =
-                    if cx.caps.software { 1 } else { 32.min(blocks.next_power_of_two() as u32) };
-                Variant::Vec { lanes, vec8 }
-            } else {
-                Variant::Tile { software: cx.caps.software, vec8 }
-            };
-            let out = self.out.unwrap_or(cx.act);
-            let spec = self.spec(variant, x.elem, out);
-            let residual = cx.inputs().get(1).filter(|_| self.residual);
-            let dispatch = Dispatch::new(spec, &p)
-                .arg(&x)
-                .arg(self.bias.as_ref())
-                .arg(residual)
-                .arg(cx.output())
-                .weight(chunk, format)
-                .flops(2 * m * n * k);
-            let dispatch = match variant {
-                Variant::Reference => dispatch.linear(m * n, 64).trips(k),
-                Variant::Vec { lanes, .. } => {
-                    let mut d = dispatch.linear(n, (VEC_WG / lanes) as usize);
-                    d.groups[2] = m as u32;
-                    d.trips(blocks.div_ceil(lanes as usize) + 8)
-                }
-                Variant::Tile { software, .. } => {
-                    let (wx, wy) = tile_workgroup(software);
-                    dispatch
-                        .groups(n.div_ceil(8 * wx as usize), m.div_ceil(8 * wy as usize), 1)
-                        .trips(blocks + EPILOGUE_TRIPS)
-                }
-            };
-            cx.dispatch(dispatch)?;
+            let step = rows_per_dispatch(cx, 2 * chunk.rows * k);
+            for m0 in (0..m).step_by(step) {
+                let dispatch = self.dispatch(cx, variant, chunk, (m0, m.min(m0 + step)))?;
+                cx.dispatch(dispatch)?;
+            }
         }
         Ok(())
+    }
+}
+
+/// Rows of x, or pixels, in one dispatch, where one of them costs so many operations: submissions, which are cut
+/// between dispatches, should stay near a tenth of a second. A multiple of every tile's height.
+pub(super) fn rows_per_dispatch(cx: &Lower<'_>, flops: usize) -> usize {
+    let most: usize = if cx.software() { 1 << 30 } else { 1 << 37 };
+    (most / flops.max(1)).max(1).next_multiple_of(64)
+}
+
+impl Matmul {
+    /// Rows `m0..m` of x by one window of the weight.
+    fn dispatch(
+        &self,
+        cx: &Lower<'_>,
+        variant: Variant,
+        chunk: &Chunk,
+        (m0, m): (usize, usize),
+    ) -> Result<Dispatch> {
+        let x = cx.input(0)?;
+        let (n, k) = (chunk.rows, x.shape.last());
+        let blocks = k.div_ceil(8);
+        let p = Params {
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            n0: chunk.row0 as u32,
+            n_total: self.weight.rows() as u32,
+            blocks: blocks as u32,
+            m0: m0 as u32,
+            ..Default::default()
+        };
+        let form = Form {
+            x: x.elem,
+            act: cx.act,
+            out: self.out.unwrap_or(cx.act),
+            activation: self.act,
+            bias: self.bias.is_some(),
+            residual: self.residual,
+        };
+        let dispatch = Dispatch::new(spec(variant, form), &p)
+            .arg(x)
+            .arg(self.bias.as_ref())
+            .arg(cx.inputs().get(1).filter(|_| self.residual))
+            .arg(cx.output())
+            .weight(chunk, self.weight.format())
+            .flops(2 * (m - m0) * n * k);
+        let m = m - m0;
+        Ok(match variant {
+            Variant::Reference => dispatch.linear(m * n, 64).trips(k),
+            Variant::Vec { lanes, .. } => {
+                let mut d = dispatch.linear(n, (VEC_WG / lanes) as usize);
+                d.groups[2] = m as u32;
+                d.trips(blocks.div_ceil(lanes as usize) + 8)
+            }
+            Variant::Tile { .. } => dispatch
+                .linear(n.div_ceil(8) * m.div_ceil(8), TILE_WG as usize)
+                .trips(blocks + EPILOGUE_TRIPS),
+            Variant::Tiled { .. } => {
+                dispatch.groups(n.div_ceil(64), m.div_ceil(64), 1).trips(tiled_trips(blocks))
+            }
+        })
     }
 }
 
@@ -165,43 +188,76 @@ pub(super) const EPILOGUE_TRIPS: usize = 72;
 #[derive(Clone, Copy, Debug)]
 enum Variant {
     Reference,
-    Vec { lanes: u32, vec8: bool },
-    Tile { software: bool, vec8: bool },
+    /// Few rows of x: `lanes` invocations for each output.
+    Vec {
+        lanes: u32,
+        vec8: bool,
+    },
+    /// A register tile of 8 rows by 8 columns. `vec8`: K is a multiple of eight.
+    Tile {
+        vec8: bool,
+    },
+    /// 64 rows by 64 columns in a workgroup that shares what it has fetched.
+    Tiled {
+        vec8: bool,
+    },
 }
 
 /// Software adapters run one workgroup on one thread with eight lanes: neighbours along n share x.
-fn tile_workgroup(software: bool) -> (u32, u32) {
-    if software { (8, 1) } else { (8, 8) }
+const TILE_WG: u32 = 8;
+
+fn tiled_trips(blocks: usize) -> usize {
+    blocks.div_ceil(2) * 9 + EPILOGUE_TRIPS
 }
 
-impl Matmul {
-    fn spec(&self, variant: Variant, x: Elem, out: Elem) -> Spec {
-        spec(variant, x, out, self.act, self.bias.is_some(), self.residual)
+fn variant(cx: &Lower<'_>, m: usize, k: usize) -> Variant {
+    let (blocks, vec8) = (k.div_ceil(8), k.is_multiple_of(8));
+    if cx.reference() {
+        return Variant::Reference;
     }
+    if m <= VEC_ROWS {
+        let lanes = if cx.software() { 1 } else { 32.min(blocks.next_power_of_two() as u32) };
+        return Variant::Vec { lanes, vec8 };
+    }
+    if cx.software() || tiled_trips(blocks) as u64 > MAX_TRIPS {
+        return Variant::Tile { vec8 };
+    }
+    Variant::Tiled { vec8 }
 }
 
-fn spec(variant: Variant, x: Elem, out: Elem, act: Act, bias: bool, residual: bool) -> Spec {
+/// Element types, and what is fused.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    x: Elem,
+    /// Of the residual.
+    act: Elem,
+    out: Elem,
+    activation: Act,
+    bias: bool,
+    residual: bool,
+}
+
+fn spec(variant: Variant, form: Form) -> Spec {
+    let x = form.x;
     let load = |spec: Spec, vec8: bool| match vec8 {
         true => spec.alias4("xload", x).part(X_VEC),
         false => spec.alias("xload", x).part(X_SCALAR),
     };
     let spec = match variant {
-        Variant::Reference => Spec::new(REFERENCE),
+        Variant::Reference => Spec::new(REFERENCE).alias("xload", x),
         Variant::Vec { lanes, vec8 } => {
             let spec = Spec::new(VEC).u32("LANES", lanes).u32("WG_X", VEC_WG);
             load(spec.part(if lanes == 1 { REDUCE_ONE } else { REDUCE_WORKGROUP }), vec8)
         }
-        Variant::Tile { software, vec8 } => {
-            let (wx, wy) = tile_workgroup(software);
-            load(Spec::new(TILE).u32("WG_X", wx).u32("WG_Y", wy), vec8)
-        }
+        Variant::Tile { vec8 } => load(Spec::new(TILE).u32("WG_X", TILE_WG), vec8),
+        Variant::Tiled { vec8 } => load(Spec::new(TILED).part(TILE64), vec8),
     };
     spec.part(ACTIVATION)
-        .alias("act", x)
-        .alias("out", out)
-        .u32("ACT", act as u32)
-        .flag("BIAS", bias)
-        .flag("RESIDUAL", residual)
+        .alias("act", form.act)
+        .alias("out", form.out)
+        .u32("ACT", form.activation as u32)
+        .flag("BIAS", form.bias)
+        .flag("RESIDUAL", form.residual)
 }
 
 /// Variants for the shader tests.
@@ -209,15 +265,17 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for format in formats() {
         for x in ACTS {
+            let (activation, bias, residual) = (Act::Silu, true, true);
+            let form = Form { x, act: x, out: x, activation, bias, residual };
             for vec8 in [true, false] {
                 for variant in [
                     Variant::Reference,
                     Variant::Vec { lanes: 1, vec8 },
                     Variant::Vec { lanes: 32, vec8 },
-                    Variant::Tile { software: true, vec8 },
-                    Variant::Tile { software: false, vec8 },
+                    Variant::Tile { vec8 },
+                    Variant::Tiled { vec8 },
                 ] {
-                    specs.push(weight_part(spec(variant, x, x, Act::Silu, true, true), format));
+                    specs.push(weight_part(spec(variant, form), format));
                 }
             }
         }
