@@ -59,7 +59,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         sampler: None,
         spacing: None,
     };
-    let painted = generate::paint(&gpu, &folder.path, &scenes, &request, ui)?;
+    let painted = generate::paint(&gpu, &folder.path, &scenes, &request, false, ui)?;
     let text = Infotext::new(PROMPT, "").with("Steps", 25).with("CFG scale", 4).with("Seed", 7);
     painted
         .picture

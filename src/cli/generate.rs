@@ -13,7 +13,7 @@ use crate::diffusion::sampler::Sampler;
 use crate::diffusion::schedule::SigmaSpacing;
 use crate::diffusion::text_to_image::{LoadOptions, Picture, Request, TextToImage};
 use crate::gpu::Gpu;
-use crate::graph::PlanOptions;
+use crate::graph::{Launch, PlanOptions};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -60,6 +60,9 @@ pub struct Args {
     /// The PNG to write
     #[arg(short, long, default_value = "picture.png")]
     pub output: PathBuf,
+    /// Print the time of each kind of kernel in one step, where the GPU has timestamps
+    #[arg(long)]
+    pub profile: bool,
 }
 
 impl Args {
@@ -98,7 +101,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     writable(&args.output)?;
     let folder = args.model.folder(Some("demo-scenes"))?.expect(Family::TextToImage)?;
     let gpu = args.gpu.open()?;
-    let painted = paint(&gpu, &folder.path, &args.model, &request, ui)?;
+    let painted = paint(&gpu, &folder.path, &args.model, &request, args.profile, ui)?;
+    if args.profile {
+        profile(&painted.profile, ui)?;
+    }
     let info = describe(&gpu, &folder.path, args, &painted);
     let text = parameters(&folder.path, &request, &painted);
     let chunks =
@@ -119,6 +125,8 @@ pub struct Painted {
     pub bits_per_weight: f64,
     pub resident_bytes: u64,
     pub peak_bytes: u64,
+    /// Launches of one step and their milliseconds; empty where the GPU has no timestamps.
+    pub profile: Vec<(Launch, f64)>,
 }
 
 /// Loads the model and paints, with progress.
@@ -127,6 +135,7 @@ pub fn paint(
     folder: &Path,
     model: &ModelArgs,
     request: &Request,
+    profiled: bool,
     ui: &Ui,
 ) -> Result<Painted> {
     let start = Instant::now();
@@ -142,6 +151,7 @@ pub fn paint(
     let bar = ui.bar("painting", request.steps as u64);
     let picture = net.generate(request, &mut |done, _| bar.at(done as u64))?;
     drop(bar);
+    let profile = if profiled { net.prepare(request)?.profile()? } else { Vec::new() };
     picture.warnings.iter().for_each(|w| ui.note(&format!("warning: {w}")));
     Ok(Painted {
         picture,
@@ -150,7 +160,31 @@ pub fn paint(
         bits_per_weight: net.report().bits_per_weight(),
         resident_bytes: net.report().resident_bytes(),
         peak_bytes: gpu.ledger().peak(),
+        profile,
     })
+}
+
+/// Milliseconds of one step by kind of kernel, slowest first.
+fn profile(launches: &[(Launch, f64)], ui: &Ui) -> Result<()> {
+    let mut kinds: Vec<(&str, usize, f64, u64)> = Vec::new();
+    for (launch, ms) in launches {
+        match kinds.iter_mut().find(|k| k.0 == launch.kernel) {
+            Some(kind) => *kind = (kind.0, kind.1 + 1, kind.2 + ms, kind.3 + launch.flops),
+            None => kinds.push((&launch.kernel, 1, *ms, launch.flops)),
+        }
+    }
+    kinds.sort_by(|a, b| b.2.total_cmp(&a.2));
+    let mut table = super::common::table(&["kernel", "launches", "ms", "GFLOP/s"]);
+    for (kernel, count, ms, flops) in kinds {
+        let rate = flops as f64 / ms.max(1e-6) * 1e-6;
+        table.add_row([
+            kernel.to_string(),
+            count.to_string(),
+            format!("{ms:.2}"),
+            format!("{rate:.1}"),
+        ]);
+    }
+    ui.line(&table.to_string())
 }
 
 /// The picture in the terminal, if a person looks at one.
@@ -169,11 +203,12 @@ pub fn show(path: &Path, ui: &Ui) {
 pub fn summary(output: &Path, gpu: &Gpu, painted: &Painted) -> String {
     let (image, seconds) = (&painted.picture.image, &painted.picture.seconds);
     format!(
-        "{}: {} x {}, {} steps\n  {} ({}), {} weights at {:.2} bits, {} resident\n  \
+        "{}: {} x {}, {} steps of {}\n  {} ({}), {} weights at {:.2} bits, {} resident\n  \
          load {:.1} s, encode {:.1} s, denoise {:.1} s, decode {:.1} s",
         output.display(),
         image.width,
         image.height,
+        painted.picture.steps,
         painted.picture.sampler.label(),
         gpu.adapter().name,
         gpu.adapter().driver,

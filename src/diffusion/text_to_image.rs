@@ -9,7 +9,7 @@ use super::rng::Rng;
 use super::sampler::{Sampler, StepCoefficients};
 use super::schedule::{ScheduleConfig, SigmaSpacing};
 use crate::gpu::{Buffer, Elem, Gpu};
-use crate::graph::{Graph, Plan, PlanOptions, Shape, Var};
+use crate::graph::{Graph, Launch, Plan, PlanOptions, Shape, Var};
 use crate::nets::clip::{ClipText, ClipTextConfig};
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nets::vae::{VaeConfig, VaeDecoder};
@@ -57,6 +57,7 @@ pub struct Picture {
     pub latents: Vec<f32>,
     pub seconds: Seconds,
     pub sampler: Sampler,
+    pub steps: usize,
     pub warnings: Vec<String>,
 }
 
@@ -345,14 +346,15 @@ impl TextToImage {
         let start = Instant::now();
         let (image, bad) = self.decode(&run.latent, run.shape)?;
         seconds.decode = start.elapsed().as_secs_f64();
-        let mut warnings = run.warnings;
+        let mut warnings = std::mem::take(&mut run.warnings);
         if bad > 0 {
             warnings.push(format!(
                 "{bad} values of the picture are not finite; try --activations f32, and `inknib doctor` to \
                  test the device"
             ));
         }
-        Ok(Picture { image, latents, seconds, sampler: run.sampler, warnings })
+        let (sampler, steps) = (run.sampler, run.table.len());
+        Ok(Picture { image, latents, seconds, sampler, steps, warnings })
     }
 }
 
@@ -421,6 +423,12 @@ impl Run {
             self.plan.set("noise", &self.rng.randn_nhwc(n, h, w, c))?;
         }
         self.plan.run()
+    }
+
+    /// Milliseconds of each launch of a step (run once to warm up); empty without timestamps.
+    pub fn profile(&mut self) -> Result<Vec<(Launch, f64)>> {
+        self.step(0)?;
+        Ok(self.plan.profile()?.unwrap_or_default())
     }
 
     /// Reads the latents, NHWC.
