@@ -93,6 +93,7 @@ fn help_of_every_command_has_an_example() {
         .skip_while(|l| *l != "Commands:")
         .skip(1)
         .take_while(|l| !l.is_empty())
+        .filter(|l| !l.starts_with("   "))
         .filter_map(|l| l.split_whitespace().next())
         .filter(|name| *name != "help")
         .collect();
@@ -382,4 +383,126 @@ fn quantize_refuses_bad_input_and_leaves_nothing() {
     quantize(&model, "int4", 4, &["config.json", "`mamba`", "llama"]);
     std::fs::write(model.join("config.json"), "{").unwrap();
     quantize(&model, "int4", 4, &["config.json"]);
+}
+
+/// A copy of a shipped model, to be damaged.
+fn copy_of(model: &str, to: &Path) {
+    let from = Path::new(ROOT).join("models").join(model);
+    for file in files(&from) {
+        let target = to.join(file.strip_prefix(&from).unwrap());
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::copy(&file, target).unwrap();
+    }
+}
+
+/// Replaces a word of a file, which must be there.
+fn change(file: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(from), "{}: {from}", file.display());
+    std::fs::write(file, text.replace(from, to)).unwrap();
+}
+
+fn cut(file: &Path) {
+    let bytes = std::fs::read(file).unwrap();
+    std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+#[test]
+fn generate_refuses_bad_input_and_writes_nothing() {
+    if !gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out").join("p.png");
+    std::fs::create_dir(out.parent().unwrap()).unwrap();
+    let generate = |flags: &[&str], code: i32, words: &[&str]| {
+        let args = ["generate", "-p", "a boat", "--steps", "1", "-o", str(&out)];
+        let args: Vec<&str> = match flags.contains(&"--steps") {
+            true => args.iter().filter(|a| !["--steps", "1"].contains(a)).copied().collect(),
+            false => args.to_vec(),
+        };
+        refused(&[&args[..], flags].concat(), code, words);
+        assert_eq!(files(out.parent().unwrap()), [] as [PathBuf; 0], "{flags:?}");
+    };
+    generate(&["-W", "100"], 2, &["100", "multiples"]);
+    generate(&["-H", "0"], 2, &["0", "multiples"]);
+    generate(&["--steps", "0"], 2, &["--steps 0"]);
+    generate(&["--steps", "-3"], 2, &["'-3'"]);
+    generate(&["--cfg-scale", "nan"], 2, &["--cfg-scale"]);
+    generate(&["--sampling-method", "fast"], 2, &["fast", "euler"]);
+    generate(&["--scheduler", "straight"], 2, &["straight", "karras"]);
+    generate(&["--weights", "int5"], 2, &["int5", "fp16"]);
+    generate(&["--device", "no such GPU"], 3, &["no such GPU", "0 = "]);
+    generate(&["--weights", "fp16", "--vram-budget", "1M"], 5, &["budget", "--vram-budget"]);
+    generate(&["-m", "no-such-model"], 4, &["no-such-model", "INKNIB_MODELS"]);
+    generate(&["-m", "models/demo-chat"], 4, &["models/demo-chat", "inknib chat"]);
+
+    // FP16 as stored, because packing takes longer than finding the damage.
+    let model = folder.path().join("model");
+    let damaged = ["--weights", "fp16", "-m", str(&model)];
+    copy_of("demo-scenes", &model);
+    let config = model.join("unet/config.json");
+    change(&config, "\"cross_attention_dim\": ", "\"cross_attention_dim\": 1");
+    generate(&damaged, 4, &["unet", "shape"]);
+    change(&config, "\"cross_attention_dim\": 1", "\"cross_attention_dim\": ");
+    change(&model.join("model_index.json"), "StableDiffusionPipeline", "FluxPipeline");
+    generate(&damaged, 4, &["model_index.json", "`FluxPipeline`"]);
+    change(&model.join("model_index.json"), "FluxPipeline", "StableDiffusionPipeline");
+    cut(&model.join("tokenizer/tokenizer.json"));
+    generate(&damaged, 4, &["tokenizer.json"]);
+    copy_of("demo-scenes", &model);
+    cut(&model.join("vae/diffusion_pytorch_model.safetensors"));
+    generate(&damaged, 4, &["vae", "diffusion_pytorch_model.safetensors"]);
+    let gone = folder.path().join("gone").join("p.png");
+    refused(&["generate", "-p", "x", "-o", str(&gone)], 2, &["gone", "existing folder"]);
+}
+
+#[test]
+fn chat_refuses_bad_input() {
+    if !gpu() {
+        return;
+    }
+    let chat = |flags: &[&str], code: i32, words: &[&str]| {
+        refused(&[&["chat", "-p", "Hello!"][..], flags].concat(), code, words);
+    };
+    chat(&["--temp=-1"], 2, &["temp"]);
+    chat(&["--top-p", "2"], 2, &["top"]);
+    chat(&["-c", "0"], 2, &["context"]);
+    chat(&["-m", "models/demo-scenes"], 4, &["models/demo-scenes", "inknib generate"]);
+    chat(&["--weights", "fp16", "--vram-budget", "1M"], 5, &["budget", "--vram-budget"]);
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    copy_of("demo-chat", &model);
+    let args = ["--weights", "fp16", "-m", str(&model)];
+    change(&model.join("config.json"), "\"intermediate_size\": 704", "\"intermediate_size\": 640");
+    chat(&args, 4, &["mlp", "[704, 256]", "[640, 256]"]);
+    change(&model.join("config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"mamba\"");
+    chat(&args, 4, &["`mamba`", "llama"]);
+    copy_of("demo-chat", &model);
+    cut(&model.join("model.safetensors"));
+    chat(&args, 4, &["model.safetensors"]);
+    copy_of("demo-chat", &model);
+    std::fs::remove_file(model.join("tokenizer.json")).unwrap();
+    chat(&args, 4, &["tokenizer.json"]);
+}
+
+/// What `quantize` writes is what the same recipe makes on load: the same answer, token for token.
+#[test]
+fn a_quantized_folder_answers_like_its_original() {
+    if !gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let run = inknib(&["quantize", "-m", "models/demo-chat", "-o", str(&out)]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let answer = |model: &str| -> Value {
+        let prompt = "What is 7 plus 5?";
+        let run = inknib(&["chat", "--json", "-m", model, "-p", prompt, "--temp", "0", "-n", "12"]);
+        assert_eq!(run.code, 0, "{}", run.err);
+        serde_json::from_str(&run.out).unwrap()
+    };
+    let (original, quantized) = (answer("models/demo-chat"), answer(str(&out)));
+    assert_eq!(original["text"], quantized["text"]);
+    assert_eq!(original["weights"]["resident_bytes"], quantized["weights"]["resident_bytes"]);
 }

@@ -13,7 +13,7 @@ use crate::nets::llama::{Llama, LlamaConfig};
 use crate::nn::Loader;
 use crate::text::chat::{Answer, Chat, Ended};
 use crate::text::decoder::Decoder;
-use crate::text::generation_config::Overrides;
+use crate::text::generation_config::{GenerationConfig, Overrides};
 use crate::text::template::Message;
 use crate::weights::WeightStore;
 use crate::{Error, Result};
@@ -126,6 +126,7 @@ pub fn load(
 /// Answers one question, or holds a conversation.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
+    GenerationConfig::load(&folder.path)?.sampler_options(&args.overrides()).check()?;
     let gpu = args.gpu.open()?;
     let mut loaded = load(&gpu, &folder.path, &args.model, args.context, args.overrides(), ui)?;
     if let Some(system) = &args.system {

@@ -122,7 +122,8 @@ impl GenerationConfig {
             || over.min_p.is_some()
             || over.typical_p.is_some();
         match over.temperature {
-            Some(t) => t > 0.0,
+            // A value out of range is for the sampler to refuse, not for greedy to hide.
+            Some(t) => t != 0.0,
             None => (self.do_sample || asked) && self.temperature > 0.0,
         }
     }
