@@ -6,6 +6,7 @@
 
 pub mod chat;
 pub mod common;
+pub mod compare;
 pub mod completions;
 pub mod demo;
 pub mod devices;
@@ -73,6 +74,8 @@ pub enum Command {
     Generate(generate::Args),
     /// Talk with a language model
     Chat(chat::Args),
+    /// Say what low-bit weights and fast kernels change against FP16 under reference kernels
+    Compare(compare::Args),
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
     /// Test whether a GPU computes right, and say how it will be used
@@ -92,6 +95,7 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Demo(args) => demo::run(args, ui),
         Command::Generate(args) => generate::run(args, ui),
         Command::Chat(args) => chat::run(args, ui),
+        Command::Compare(args) => compare::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
         Command::Verify(args) => verify::run(args, ui),

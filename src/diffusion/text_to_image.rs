@@ -144,6 +144,10 @@ impl TextToImage {
     pub fn report(&self) -> &LoadReport {
         &self.report
     }
+    /// Later runs are planned so; what is resident stays.
+    pub fn set_plan(&mut self, options: PlanOptions) {
+        self.options.plan = options;
+    }
     /// Height and width in pixels that the model was trained at.
     pub fn default_size(&self) -> (usize, usize) {
         let (h, w) = self.config.sample_size().unwrap_or((64, 64));

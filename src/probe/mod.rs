@@ -1,5 +1,9 @@
-//! Measuring: does this GPU compute right, and how far is a net from the truth.
+//! Measuring: does this GPU compute right, how far is a net from the truth, and what do
+//! low-bit weights and fast kernels change.
 
+pub mod compare;
+pub mod compare_image;
+pub mod compare_text;
 mod evaluate;
 pub mod selftest;
 mod selftest_cases;
