@@ -269,3 +269,25 @@ fn shape_errors_say_what_is_wrong() {
     assert!(message(&[1, 1, 4, 8], DOWN_END).contains("smaller than the window"));
     assert!(message(&[1, 4, 4, 8], Conv { stride: 0, ..SAME }).contains("stride of 0"));
 }
+
+#[test]
+fn a_large_convolution_is_cut_along_its_pixels() {
+    let Some(gpu) = gpu() else { return };
+    // 2·9·64·64 operations a pixel: beyond 2^30 in all, where software adapters get a second dispatch that
+    // begins in the middle of the last picture.
+    let (b, side, c) = (4, 64, 64);
+    let layout = Layout { rows: c, taps: 9, channels: c };
+    let packed = Packed::pack(&randn(1, layout.len()), layout, &QuantSpec::INT4, None).unwrap();
+    let weight = Weight::upload(gpu, "w", &packed).unwrap();
+    let x = randn(2, b * side * side * c);
+    let item = side * side * c;
+    let want = oracle(&x[(b - 1) * item..], [1, side, side, c], &packed.decode(), 3, SAME);
+    let graph = Graph::new(Elem::F32);
+    graph.output("y", conv2d(graph.literal([b, side, side, c], x.clone()), &weight, None, SAME));
+    let options = PlanOptions { poison: true, ..Default::default() };
+    let plan = Plan::new(gpu, &graph, &options).unwrap();
+    assert_eq!(plan.launches().len(), if gpu.caps().software { 2 } else { 1 });
+    plan.run().unwrap();
+    let e = nmse(&plan.read("y").unwrap()[(b - 1) * item..], &want);
+    assert!(e <= tolerance(Elem::F32), "{e:.2e}");
+}

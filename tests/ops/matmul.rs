@@ -84,3 +84,21 @@ fn a_shape_error_names_the_line_of_the_model() {
     assert!(error.contains(&format!("matmul.rs:{line}: matmul: x [2, 9]")), "{error}");
     assert_ne!(Kernels::Fast, Kernels::Reference);
 }
+
+#[test]
+fn a_large_product_is_cut_along_its_rows() {
+    let Some(gpu) = gpu() else { return };
+    // 2·64·512 operations a row: beyond 2^30 in all, where software adapters get a second dispatch.
+    let (m, n, k, last) = (16_384 + 70, 64, 512, 100);
+    let layout = Layout::linear(n, k);
+    let packed = Packed::pack(&randn(8, n * k), layout, &QuantSpec::F16, None).unwrap();
+    let weight = Weight::upload(gpu, "w", &packed).unwrap();
+    let x = randn(9, m * k);
+    let want = oracle(&x[(m - last) * k..], &packed.decode(), None, None, Act::None, k);
+    for kernels in [Kernels::Fast, Kernels::Hardware] {
+        let y =
+            eval(gpu, kernels, Elem::F32, |g| linear(g.literal([m, k], x.clone()), &weight, None));
+        let e = nmse(&y[(m - last) * n..], &want);
+        assert!(e <= tolerance(Elem::F32), "{kernels:?}: {e:.2e}");
+    }
+}
