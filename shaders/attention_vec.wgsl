@@ -1,5 +1,5 @@
 // Attention for few queries (decoding): a workgroup takes one query of one head and a part of the keys, BLOCK
-// keys at a time. Its invocations first take a key each (scores), then four channels of every KEYS-th key.
+// keys at a time. Its invocations take four keys each (scores), then four channels of every SHARES-th four keys.
 struct Params {
     sq: u32,       // queries of one batch item
     sk: u32,       // keys of one batch item (the cache's capacity)
@@ -20,9 +20,10 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v: array<act4>;       // [B, sk, kv_heads · d / 4]
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
 
-const KEYS = WG_X / LANES4; // LANES4: the power of two not below d / 4
-const_assert WG_X % LANES4 == 0u;
-var<workgroup> scores: array<f32, BLOCK>;
+const SHARES = WG_X / LANES4; // LANES4: the power of two not below d / 4
+const_assert SHARES * LANES4 == WG_X;
+const LOWEST = -3.4e38;
+var<workgroup> scores: array<vec4f, BLOCK / 4u>;
 var<workgroup> sums: array<vec4f, WG_X>;
 
 @compute @workgroup_size(WG_X)
@@ -41,36 +42,46 @@ fn main(
     let keys = (b * p.sk * p.kv_heads + head) * d4;
     let end = min(seen_by(row / p.heads % p.sq), (split + 1u) * p.span);
     let c = local % LANES4;
-    var most = -3.4e38;
+    var most = LOWEST;
     var total = 0.0;
     var sum = vec4f();
     for (var j0 = split * p.span; j0 < end; j0 += BLOCK) {
         let count = min(BLOCK, end - j0);
-        var top = most;
-        for (var j = local; j < count; j += WG_X) {
-            let at = keys + (j0 + j) * step;
-            var s = 0.0;
+        let first = keys + j0 * step;
+        var next = most;
+        for (var j = 4u * local; j < count; j += 4u * WG_X) {
+            // Keys that the query does not see are not read: their memory may hold anything.
+            let k0 = first + j * step;
+            let k1 = first + min(j + 1u, count - 1u) * step;
+            let k2 = first + min(j + 2u, count - 1u) * step;
+            let k3 = first + min(j + 3u, count - 1u) * step;
+            var s = vec4f();
             for (var e = 0u; e < d4; e++) {
-                s += dot(vec4f(q[row * d4 + e]), vec4f(k[at + e]));
+                s += vec4f(q[row * d4 + e])
+                    * mat4x4f(vec4f(k[k0 + e]), vec4f(k[k1 + e]), vec4f(k[k2 + e]), vec4f(k[k3 + e]));
             }
-            s *= p.scale;
-            scores[j] = s;
-            top = max(top, s);
+            s = select(vec4f(LOWEST), s * p.scale, vec4u(0u, 1u, 2u, 3u) + j < vec4u(count));
+            scores[j / 4u] = s;
+            next = max(next, max(max(s.x, s.y), max(s.z, s.w)));
         }
-        let next = all_max(top, local);
+        next = all_max(next, local);
         let shrink = exp(most - next);
         most = next;
         var own = 0.0;
-        for (var j = local; j < count; j += WG_X) {
-            let w = exp(scores[j] - next);
-            scores[j] = w;
-            own += w;
+        for (var j = 4u * local; j < count; j += 4u * WG_X) {
+            let w = exp(scores[j / 4u] - next);
+            scores[j / 4u] = w;
+            own += dot(w, vec4f(1.0));
         }
-        total = total * shrink + all_sum(own, local); // its barriers also publish the scores
+        total = total * shrink + all_sum(own, local); // its barriers also publish the weights
         sum *= shrink;
         if (c < d4) {
-            for (var j = local / LANES4; j < count; j += KEYS) {
-                sum += scores[j] * vec4f(v[keys + (j0 + j) * step + c]);
+            for (var j = local / LANES4 * 4u; j < count; j += 4u * SHARES) {
+                let v0 = first + j * step + c;
+                let v1 = first + min(j + 1u, count - 1u) * step + c;
+                let v2 = first + min(j + 2u, count - 1u) * step + c;
+                let v3 = first + min(j + 3u, count - 1u) * step + c;
+                sum += mat4x4f(vec4f(v[v0]), vec4f(v[v1]), vec4f(v[v2]), vec4f(v[v3])) * scores[j / 4u];
             }
         }
         workgroupBarrier();

@@ -119,9 +119,9 @@ pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> 
 
 #[derive(Clone, Copy, Debug)]
 enum Variant {
-    /// One invocation per query and head.
+    /// A workgroup per eight queries of a head.
     Rows { wg: u32 },
-    /// One workgroup per query and head.
+    /// A workgroup per query of a head.
     Vec { wg: u32 },
 }
 
@@ -202,7 +202,7 @@ impl Attend {
         let (d4, software) = (s.d / 4, cx.software());
         let few = if software { 4 } else { 32 };
         let variant = if s.sq >= few {
-            Variant::Rows { wg: if software { 8 } else { 64 } }
+            Variant::Rows { wg: lanes8(d4).max(if software { 8 } else { 32 }) }
         } else {
             let lanes = d4.next_power_of_two() as u32;
             Variant::Vec { wg: lanes.max(if software { 8 } else { 128 }) }
@@ -220,9 +220,7 @@ impl Attend {
         let spec = fast(variant, cx.act, self.mask, d4 as u32, splits > 1);
         let dispatch = self.inputs(Dispatch::new(spec, &p), cx);
         let dispatch = match variant {
-            Variant::Rows { wg } => {
-                dispatch.groups(s.sq.div_ceil(wg as usize), self.heads, s.batch * splits)
-            }
+            Variant::Rows { .. } => dispatch.groups(s.sq.div_ceil(8), self.heads, s.batch * splits),
             Variant::Vec { .. } => {
                 let mut dispatch = dispatch.linear(s.rows, 1);
                 dispatch.groups[2] = splits as u32;
@@ -259,19 +257,27 @@ impl Attend {
     }
 }
 
+/// Invocations that attention.wgsl needs for the channels of a head, eight each.
+fn lanes8(d4: usize) -> u32 {
+    d4.div_ceil(2).next_power_of_two() as u32
+}
+
 impl Variant {
     /// Loop iterations of one invocation over `span` keys of `d4` times four channels.
     fn trips(self, span: usize, d4: usize) -> usize {
         match self {
-            // Tiles of eight keys, then those that not all queries of the workgroup see, one by one.
             Variant::Rows { wg } => {
-                (span / 8 + (8 + wg as usize).min(span)) * (2 * d4 + 1) + 2 * d4
+                let (wg, lanes) = (wg as usize, lanes8(d4) as usize);
+                let (keys, shares, per_query) = (8 * wg.min(32), wg / lanes, wg / 8);
+                let weights = 2 * (keys / 4).div_ceil(per_query) + per_query;
+                let turn = d4 + weights + (keys / 4).div_ceil(shares) + 1;
+                span.div_ceil(keys) * turn + 2 * 8 * (per_query + shares + 1)
             }
             Variant::Vec { wg } => {
                 let (wg, lanes) = (wg as usize, d4.next_power_of_two());
-                let blocks = span.div_ceil(BLOCK as usize);
-                let scores = (span.div_ceil(wg) + blocks) * (d4 + 2);
-                scores + span.div_ceil(wg / lanes) + blocks * 18 + 8
+                let (fours, blocks) = (span.div_ceil(4), span.div_ceil(BLOCK as usize));
+                let scores = (fours.div_ceil(wg) + blocks) * (d4 + 2);
+                scores + fours.div_ceil(wg / lanes) + blocks * 18 + 8
             }
         }
     }
@@ -301,7 +307,7 @@ fn reference(stage: u32, elem: Elem, mask: MaskKind) -> Spec {
 
 fn fast(variant: Variant, elem: Elem, mask: MaskKind, d4: u32, split: bool) -> Spec {
     let spec = match variant {
-        Variant::Rows { wg } => Spec::new(ROWS).u32("WG_X", wg).u32("D4", d4),
+        Variant::Rows { wg } => Spec::new(ROWS).u32("WG_X", wg).u32("LANES8", lanes8(d4 as usize)),
         Variant::Vec { wg } => Spec::new(VEC)
             .part(REDUCE_ALL_WORKGROUP)
             .u32("WG_X", wg)
@@ -324,9 +330,12 @@ pub(crate) fn info() -> Vec<OpInfo> {
         for mask in [MaskKind::None, MaskKind::Causal, MaskKind::Cached] {
             specs.extend((0..3).map(|stage| reference(stage, elem, mask)));
             for (d4, split) in [(8, false), (10, true), (16, false), (128, true)] {
-                for variant in
-                    [Variant::Rows { wg: 8 }, Variant::Rows { wg: 64 }, Variant::Vec { wg: 128 }]
-                {
+                let wg = lanes8(d4 as usize);
+                for variant in [
+                    Variant::Rows { wg: wg.max(8) },
+                    Variant::Rows { wg: wg.max(32) },
+                    Variant::Vec { wg: 128 },
+                ] {
                     specs.push(fast(variant, elem, mask, d4, split));
                 }
             }
