@@ -125,14 +125,16 @@ fn a_conversation_in_int4() {
     // A thousandth: as for pictures.
     assert!(of("kernel_rel_l2") < 1e-3 * of("quantization_rel_l2"), "{llm}");
     assert!(of("quantization_rel_l2") > 1e-3);
-    assert!(of("kl_mean") >= 0.0 && of("kl_mean") <= of("kl_max") && of("kl_p99") <= of("kl_max"));
+    // 1e-5: the rarest tokens are left out of the sum, so that it can be slightly negative.
+    assert!(of("kl_mean") >= -1e-5 && of("kl_mean") <= of("kl_max"));
+    assert!(of("kl_p99") <= of("kl_max"));
     assert!((0.0..=1.0).contains(&of("same_top")) && of("ppl_ratio") > 0.5);
     let passage = &answer["passages"][0];
     assert!(passage["text"].as_str().unwrap().contains("12"), "{passage}");
     assert!(answer["layers"].as_array().unwrap().iter().any(|l| l["name"] == "model.layers.0"));
 
     let mut args = CHAT.to_vec();
-    args.extend(["--no-floor", "--max-kl", "0"]);
+    args.extend(["--no-floor", "--max-kl=-1"]);
     let (answer, err) = compare(&args, 7);
     assert!(answer["verdict"] == "fail" && err.contains("mean KL divergence"), "{err}");
 }

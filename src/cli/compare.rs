@@ -433,13 +433,9 @@ fn picture_tables(report: &ImageReport, args: &Args, ui: &Ui) -> Result<()> {
         report.image.psnr_db,
         report.image.ssim,
     ))?;
-    match &args.picture.output {
-        Some(output) => ui.line(&format!(
-            "{}: the baseline, the variant, and 8 times their difference",
-            output.display()
-        )),
-        None => Ok(()),
-    }
+    let Some(output) = &args.picture.output else { return Ok(()) };
+    let what = "the baseline, the variant, and 8 times their difference";
+    ui.line(&format!("{}: {what}", output.display()))
 }
 
 fn text_tables(report: &TextReport, ui: &Ui) -> Result<()> {
@@ -488,8 +484,8 @@ fn check_table(checks: &[Check], ui: &Ui) -> Result<()> {
     for check in checks {
         table.add_row([
             check.name.to_string(),
-            Short(check.value).to_string(),
-            format!("{} {}", if check.at_most { "≤" } else { "≥" }, Short(check.limit)),
+            short(check.value),
+            format!("{} {}", if check.at_most { "≤" } else { "≥" }, short(check.limit)),
             if check.passed { "ok" } else { "FAILED" }.to_string(),
         ]);
     }
@@ -497,13 +493,7 @@ fn check_table(checks: &[Check], ui: &Ui) -> Result<()> {
 }
 
 /// Small numbers with an exponent, others with four digits behind the point.
-struct Short(f64);
-
-impl std::fmt::Display for Short {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0.abs() {
-            x if x > 0.0 && x < 1e-2 => write!(f, "{:.2e}", self.0),
-            _ => write!(f, "{:.4}", self.0),
-        }
-    }
+fn short(value: f64) -> String {
+    let small = value != 0.0 && value.abs() < 1e-2;
+    if small { format!("{value:.2e}") } else { format!("{value:.4}") }
 }

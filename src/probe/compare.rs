@@ -69,9 +69,29 @@ impl Spread {
     }
 }
 
+/// Σ(a−b)² and Σb² over several parts.
+#[derive(Default)]
+pub(super) struct Squares {
+    noise: f64,
+    signal: f64,
+}
+
+impl Squares {
+    pub(super) fn add(&mut self, a: &[f32], b: &[f32]) {
+        for (a, b) in a.iter().zip(b) {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            self.noise += (a - b) * (a - b);
+            self.signal += b * b;
+        }
+    }
+    /// ‖a−b‖ / ‖b‖ of all parts together.
+    pub(super) fn rel_l2(&self) -> f64 {
+        if self.noise == 0.0 { 0.0 } else { (self.noise / self.signal).sqrt() }
+    }
+}
+
 /// How coarse the weights under test are: decides what may be expected of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Coarseness {
     /// fp32 or fp16: as the baseline.
     Float,
@@ -80,16 +100,20 @@ pub enum Coarseness {
 }
 
 impl Coarseness {
-    /// Of what `--weights` means for most tensors of a net (`unet`, `llm`).
+    /// The coarsest of what `--weights` means for the tensors of a net (`unet`, `llm`).
     ///
     /// # Errors
     /// `Usage` for an unknown format.
     pub fn of(weights: &str, net: &str) -> Result<Coarseness> {
-        Ok(match Recipe::from_argument(weights, net)?.default {
+        let recipe = Recipe::from_argument(weights, net)?;
+        // The default may be a float format with rules for the projections.
+        let specs = recipe.rules.iter().map(|rule| rule.spec).chain([recipe.default]);
+        let coarse = specs.map(|spec| match spec {
             QuantSpec::F32 | QuantSpec::F16 => Coarseness::Float,
             QuantSpec::Q8 { .. } => Coarseness::Int8,
             QuantSpec::Q4 { .. } => Coarseness::Int4,
-        })
+        });
+        Ok(coarse.max().unwrap_or(Coarseness::Float))
     }
 }
 
@@ -212,10 +236,14 @@ mod tests {
 
     #[test]
     fn coarser_weights_may_differ_more() {
-        let of = |name: &str| Limits::of(Coarseness::of(name, "unet").unwrap(), Elem::F32);
-        let [fp16, int8, int4] = ["fp16", "int8", "int4-g32-uniform"].map(of);
-        assert!(fp16.max_eps < int8.max_eps && int8.max_eps < int4.max_eps);
-        assert!(fp16.min_psnr > int8.min_psnr && int8.min_psnr > int4.min_psnr);
+        for net in ["unet", "llm"] {
+            let of = |name: &str| Limits::of(Coarseness::of(name, net).unwrap(), Elem::F32);
+            let [fp16, int8, int4] = ["fp16", "int8", "int4-g32-uniform"].map(of);
+            assert!(fp16.max_eps < int8.max_eps && int8.max_eps < int4.max_eps);
+            assert!(fp16.min_psnr > int8.min_psnr && int8.min_psnr > int4.min_psnr);
+            assert!(fp16.max_kl < int8.max_kl && int8.max_kl < int4.max_kl);
+            assert_eq!(of("int4"), int4);
+        }
         assert!(Coarseness::of("int5", "unet").is_err());
     }
 }
