@@ -178,8 +178,10 @@ impl Norm {
     /// Group norm: statistics of slices, of groups, and the result.
     fn grouped(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
         let (cells, size) = (s.c / 4, s.c / s.groups);
+        // Short enough that a slice is still in the cache for its second pass, long enough that there are few.
         let busy = if cx.software() { 2048 } else { 1 << 16 };
-        let chunk = (s.batch * s.pixels * cells / busy).clamp(16, 2048).min(s.pixels);
+        let most = (s.pixels / 8192).max(128);
+        let chunk = (s.batch * s.pixels * cells / busy).clamp(16, most).min(s.pixels);
         let slices = s.pixels.div_ceil(chunk);
         let part = cx.scratch([s.batch, slices, 2, s.c], Elem::F32);
         let coef = cx.scratch([s.batch, 2, s.c], Elem::F32);
