@@ -135,7 +135,7 @@ pub struct ToleranceArgs {
     /// Smallest share of tokens whose likeliest is the same, 0 to 1 [default: 0.95, 0.97, 0.99]
     #[arg(long, value_name = "SHARE")]
     pub min_same_top: Option<f64>,
-    /// Largest relative L2 error of fast against reference kernels [default: 2e-5; 5e-3 with f16
+    /// Largest relative L2 error of fast against reference kernels [default: 1e-5; 2e-3 with f16
     /// activations]
     #[arg(long, value_name = "ERROR")]
     pub max_kernel_error: Option<f64>,

@@ -135,10 +135,11 @@ pub struct Limits {
 impl Limits {
     /// What is expected without further wishes.
     pub fn of(coarseness: Coarseness, act: Elem) -> Limits {
-        // f32: sums of a few thousand terms in another order differ by some 1e-7 of the result; a
-        // hundred layers with norms between them make it some 1e-6. f16 rounds every stored value to
-        // 2^-11 = 5e-4, and fused kernels store fewer of them than the reference.
-        let max_kernel_error = if act == Elem::F16 { 5e-3 } else { 2e-5 };
+        // f32: sums of a few thousand terms in another order differ by some 1e-7 of the result, a net
+        // of a hundred layers by 7e-7 (demo-scenes, demo-chat); ten times that is left to deeper nets
+        // and to other drivers' exp and sqrt. f16 rounds every stored value to 2^-11 = 5e-4, and fused
+        // kernels store fewer of them than the reference: 4e-4 to 6e-4 on the same nets.
+        let max_kernel_error = if act == Elem::F16 { 2e-3 } else { 1e-5 };
         let (max_eps, min_psnr, max_kl, min_same_top) = match coarseness {
             // Only kernels differ. A sampler spreads their error over its steps, hence 45 dB rather
             // than the 8-bit picture's 59; llama.cpp's floor between BF16 and FP16 is KL 2.5e-5 and

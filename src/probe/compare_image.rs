@@ -325,8 +325,8 @@ fn report(
     };
     let checks = vec![
         Check::at_most(
-            "kernel error (rel. L2, largest)",
-            summary.kernel.max,
+            "kernel error (rel. L2, mean over the steps)",
+            summary.kernel.mean,
             limits.max_kernel_error,
         ),
         Check::at_most(
