@@ -201,7 +201,6 @@ fn check_len(name: &str, named: &Named, len: usize) -> Result<()> {
 fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec<bool> {
     let mut kept: HashSet<usize> = roots.iter().copied().collect();
     if options.no_fusion {
-        kept.extend(0..0);
         let mut live = vec![false; nodes.len()];
         for id in (0..nodes.len()).rev() {
             live[id] |= kept.contains(&id);
