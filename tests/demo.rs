@@ -7,7 +7,7 @@ use inknib::Error;
 use inknib::diffusion::text_to_image::{LoadOptions, Request, TextToImage};
 use inknib::gpu::{Elem, Gpu, GpuOptions};
 use inknib::graph::{Kernels, PlanOptions};
-use inknib::nets::llama::{Llama, LlamaConfig};
+use inknib::nets::language::{Language, LanguageConfig};
 use inknib::nn::Loader;
 use inknib::quant::{Recipe, metrics};
 use inknib::text::decoder::Decoder;
@@ -100,10 +100,10 @@ fn nchw_to_nhwc(values: &[f32], shape: &[usize]) -> Vec<f32> {
 }
 
 fn decoder(gpu: &Gpu, folder: &Path, weights: &str, kernels: Kernels) -> Decoder {
-    let config = LlamaConfig::read(folder).unwrap();
+    let config = LanguageConfig::read(folder).unwrap();
     let store = WeightStore::open(folder).unwrap();
     let recipe = Recipe::builtin(weights, "llm").unwrap();
-    let net = Llama::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
+    let net = Language::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
     Decoder::new(gpu, net, 512, Elem::F32, PlanOptions { kernels, ..Default::default() }).unwrap()
 }
 

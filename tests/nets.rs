@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use inknib::gpu::{Elem, Gpu, GpuOptions, Without};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
-use inknib::nets::llama::{Llama, LlamaConfig};
+use inknib::nets::language::{Language, LanguageConfig};
 use inknib::nets::unet::{Unet, UnetConfig};
 use inknib::nets::vae::{VaeConfig, VaeDecoder};
 use inknib::nn::Loader;
@@ -149,7 +149,7 @@ fn int4_fast_is_int4_reference() {
         ("unet_sd15", Family::Unet),
         ("unet_sd21", Family::Unet),
         ("vae_kl", Family::Vae),
-        ("llama", Family::Llama),
+        ("llama", Family::Language),
     ];
     for (case, family) in cases {
         let (dir, golden) = (folder(case), golden(&folder(case)).unwrap());
@@ -170,7 +170,7 @@ fn int4_fast_is_int4_reference() {
                 "{case} {}: fast against reference {worst:.1e}, quantization {quantization:.1e}",
                 weights.name
             );
-            let four_bits = weights.name != "int4" || family == Family::Llama;
+            let four_bits = weights.name != "int4" || family == Family::Language;
             assert!(!four_bits || quantization > 1e-5, "{case}: these are not four bits");
         }
     }
@@ -186,7 +186,7 @@ fn int4_is_sane() {
 }
 
 /// Runs `pieces` of a text one after the other through one cache; the logits after each token.
-fn decode(gpu: &Gpu, llama: &Llama, ids: &[u32], pieces: &[usize]) -> Vec<f32> {
+fn decode(gpu: &Gpu, llama: &Language, ids: &[u32], pieces: &[usize]) -> Vec<f32> {
     // Room for more than the text: rows that were never written must not count.
     let cache = llama.config().kv_cache(gpu, ids.len() + 7, Elem::F32).unwrap();
     let (mut at, mut logits) = (0, Vec::new());
@@ -219,9 +219,10 @@ fn token_by_token_is_the_full_pass() {
     let Some(gpu) = gpu() else { return };
     for case in ["llama", "llama3rope"] {
         let dir = folder(case);
-        let (config, store) = (LlamaConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+        let (config, store) =
+            (LanguageConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
         for recipe in [Recipe::uniform(QuantSpec::F32), Recipe::builtin("int4", "llm").unwrap()] {
-            let llama = Llama::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
+            let llama = Language::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
             let golden = golden(&dir).unwrap();
             let ids = &golden.iter().find(|(name, _)| name == "input_ids").unwrap().1;
             let ids: Vec<u32> = ids.to_i64().iter().map(|id| *id as u32).collect();
@@ -243,9 +244,9 @@ fn token_by_token_is_the_full_pass() {
 fn one_plan_serves_prompts_of_many_lengths() {
     let Some(gpu) = gpu() else { return };
     let dir = folder("llama");
-    let (config, store) = (LlamaConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+    let (config, store) = (LanguageConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
     let recipe = Recipe::uniform(QuantSpec::F32);
-    let llama = Llama::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
+    let llama = Language::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
     let ids: Vec<u32> = (0..12u32).map(|i| (i * 37 + 5) % 320).collect();
     let all = decode(gpu, &llama, &ids, &[12]);
     let cache = config.kv_cache(gpu, 16, Elem::F32).unwrap();
@@ -306,14 +307,14 @@ fn vae_attention_under_its_old_names() {
 fn reports_count_everything_resident() {
     let Some(gpu) = gpu() else { return };
     let dir = folder("llama");
-    let (config, store) = (LlamaConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+    let (config, store) = (LanguageConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
     let told = std::cell::Cell::new(0);
     let progress = |_: &_| told.set(told.get() + 1);
     let mut bits = Vec::new();
     for name in ["fp32", "fp16", "int4"] {
         let recipe = Recipe::builtin(name, "llm").unwrap();
         let loader = Loader::with_progress(gpu, &store, &recipe, Some(&progress));
-        let llama = Llama::load(&loader, &config).unwrap();
+        let llama = Language::load(&loader, &config).unwrap();
         let report = loader.report();
         assert_eq!(report.tensors.len(), told.replace(0));
         // The checkpoint has these and no other tensors; the whole of it is resident.
@@ -399,9 +400,9 @@ fn model(path: &str) -> PathBuf {
 fn the_chat_model_says_what_it_says_in_transformers() {
     let Some(gpu) = gpu() else { return };
     let dir = model("demo-chat");
-    let (config, store) = (LlamaConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+    let (config, store) = (LanguageConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
     let recipe = Recipe::builtin("fp16", "llm").unwrap();
-    let llama = Llama::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
+    let llama = Language::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
     let text = std::fs::read_to_string(folder("demo_chat.json")).unwrap();
     let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
     let numbers = |v: &serde_json::Value| -> Vec<f64> {
@@ -413,7 +414,7 @@ fn the_chat_model_says_what_it_says_in_transformers() {
         let all: Vec<u32> =
             prompt.iter().chain(&numbers(&case["greedy_ids"])).map(|id| *id as u32).collect();
         let logits = decode(gpu, &llama, &all, &[prompt.len(), all.len() - prompt.len()]);
-        let rows: Vec<&[f32]> = logits.chunks_exact(config.vocab_size).collect();
+        let rows: Vec<&[f32]> = logits.chunks_exact(config.vocab_size()).collect();
         for at in prompt.len()..all.len() {
             let row = rows[at - 1];
             let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();

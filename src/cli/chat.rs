@@ -9,7 +9,7 @@ use super::common::{Family, GpuArgs, ModelArgs, Ui};
 use super::{json, repl};
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
-use crate::nets::llama::{Llama, LlamaConfig};
+use crate::nets::language::{Language, LanguageConfig};
 use crate::nn::Loader;
 use crate::text::chat::{Answer, Chat, Ended};
 use crate::text::decoder::Decoder;
@@ -102,14 +102,14 @@ pub fn load(
     ui: &Ui,
 ) -> Result<Loaded> {
     let start = Instant::now();
-    let config = LlamaConfig::read(folder)?;
+    let config = LanguageConfig::read(folder)?;
     let (store, recipe) = (WeightStore::open(folder)?, model.recipe("llm")?);
     let bar = ui.bar("loading", 0);
     let progress = |t: &crate::nn::LoadedTensor| bar.say(&t.path);
     let loader = Loader::with_progress(gpu, &store, &recipe, Some(&progress));
-    let net = Llama::load(&loader, &config)?;
+    let net = Language::load(&loader, &config)?;
     let report = loader.report();
-    let context = context.unwrap_or(config.max_position_embeddings.min(DEFAULT_CONTEXT));
+    let context = context.unwrap_or(config.max_position_embeddings().min(DEFAULT_CONTEXT));
     let options = PlanOptions { kernels: model.kernels(), ..Default::default() };
     let decoder = Decoder::new(gpu, net, context, model.act(gpu)?, options)?;
     let chat = Chat::new(decoder, folder, overrides)?;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::progress::Bar;
 use crate::gpu::{Elem, Gpu, GpuOptions, Without};
 use crate::graph::Kernels;
+use crate::nets::language::FAMILIES;
 use crate::quant::Recipe;
 use crate::weights::read_json;
 use crate::{Error, Result};
@@ -169,9 +170,8 @@ pub struct ModelFolder {
     pub family: Family,
 }
 
-/// Pipelines and language models that there are nets for.
+/// Pipelines that there are nets for.
 const PIPELINES: [&str; 1] = ["StableDiffusionPipeline"];
-const LANGUAGE_MODELS: [&str; 1] = ["llama"];
 
 #[derive(Deserialize)]
 struct Head {
@@ -256,12 +256,12 @@ fn language_model(path: &Path) -> Result<Family> {
         )));
     }
     let kind = head.model_type.unwrap_or_default();
-    match LANGUAGE_MODELS.contains(&kind.as_str()) {
+    match FAMILIES.contains(&kind.as_str()) {
         true => Ok(Family::Llm),
         false => Err(Error::Model(format!(
             "{}: the architecture `{kind}` is not one that runs here; there is {}",
             file.display(),
-            LANGUAGE_MODELS.join(", ")
+            FAMILIES.join(", ")
         ))),
     }
 }

@@ -23,9 +23,20 @@ fn locate(path: &Path) -> (PathBuf, String) {
 
 /// Reads a configuration after holding it against the rules.
 pub(super) fn read<T: DeserializeOwned>(path: &Path, net: &str, rules: &[Rule]) -> Result<T> {
+    let (source, fields) = fields(path)?;
+    check(&fields, &source, net, rules)?;
     let (folder, file) = locate(path);
-    let fields: Value = read_json(&folder, &file)?;
-    let source = folder.join(&file);
+    read_json(&folder, &file)
+}
+
+/// The whole of a configuration and the file it came from.
+pub(super) fn fields(path: &Path) -> Result<(PathBuf, Value)> {
+    let (folder, file) = locate(path);
+    Ok((folder.join(&file), read_json(&folder, &file)?))
+}
+
+/// Holds a configuration against the rules.
+pub(super) fn check(fields: &Value, source: &Path, net: &str, rules: &[Rule]) -> Result<()> {
     for (field, allowed) in rules {
         let value = fields.get(field).map(Value::to_string);
         if let Some(value) = value.filter(|v| !allowed.split('|').any(|a| a == v)) {
@@ -36,7 +47,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path, net: &str, rules: &[Rule]) 
             )));
         }
     }
-    read_json(&folder, &file)
+    Ok(())
 }
 
 /// An error about a configuration that is well-formed but makes no model.

@@ -4,15 +4,14 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::config::{self, wrong};
 use crate::Result;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Var, Vector};
-pub use crate::nn::KvCache;
-use crate::nn::{Bias, Embedding, Linear, Loader, RmsNorm};
+use crate::nn::{Bias, Embedding, KvCache, Linear, Loader, RmsNorm};
 use crate::ops::attention::{Attention, Mask, attention};
-use crate::ops::embed::take_row;
 use crate::ops::kv_cache::kv_write;
 use crate::ops::pointwise::{Act, gated};
 use crate::ops::rope::rope;
@@ -76,29 +75,29 @@ fn default_context() -> usize {
 }
 
 impl LlamaConfig {
-    /// Reads `config.json` of a model folder (or a file of that form).
+    /// From the contents of a `config.json`. Messages name `source`.
     ///
     /// # Errors
-    /// `Model` for another architecture, and for a field whose value is not supported.
-    pub fn read(path: impl AsRef<Path>) -> Result<LlamaConfig> {
-        let path = path.as_ref();
+    /// `Model` for a field whose value is not supported.
+    pub fn from_json(fields: &Value, source: &Path) -> Result<LlamaConfig> {
         let rules = [
-            ("model_type", "\"llama\""),
             ("architectures", "[\"LlamaForCausalLM\"]|null"),
             ("hidden_act", "\"silu\""),
             ("partial_rotary_factor", "1.0|1|null"),
         ];
-        let config: LlamaConfig = config::read(path, "the language model", &rules)?;
+        config::check(fields, source, "the language model", &rules)?;
+        let config: LlamaConfig =
+            serde_json::from_value(fields.clone()).map_err(|e| wrong(source, e))?;
         let (heads, kv, d) = (config.num_attention_heads, config.kv_heads(), config.head_dim());
         if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) || d == 0 || !d.is_multiple_of(2) {
             return Err(wrong(
-                path,
+                source,
                 format!(
                     "{heads} heads over {kv} key/value heads of {d} channels make no attention"
                 ),
             ));
         }
-        config.inv_freq().map_err(|why| wrong(path, why))?;
+        config.inv_freq().map_err(|why| wrong(source, why))?;
         Ok(config)
     }
     /// Heads of keys and values.
@@ -276,7 +275,6 @@ pub struct Llama {
     norm: RmsNorm,
     lm_head: Linear,
     inv_freq: Vector,
-    config: LlamaConfig,
 }
 
 impl Llama {
@@ -296,40 +294,15 @@ impl Llama {
         let norm = model.rms_norm("norm", width, config.rms_norm_eps)?;
         let inv_freq = config.inv_freq().map_err(crate::Error::Model)?;
         let inv_freq = Vector::upload(ld.gpu(), "inv_freq", &inv_freq)?;
-        Ok(Llama { embed_tokens, layers, norm, lm_head, inv_freq, config: config.clone() })
+        Ok(Llama { embed_tokens, layers, norm, lm_head, inv_freq })
     }
-    /// The configuration it was built from.
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config
-    }
-
-    /// The logits f32 `[1, vocab]` that follow token number `last` (u32 `[1]`) of `ids` (u32
-    /// `[1, S]`), whose first token stands at position `start` (u32 `[1]`). Keys and values of all S
-    /// tokens go into the cache, so that the same call serves a prompt, a part of one, and one token.
-    #[track_caller]
-    pub fn forward<'g>(
-        &self,
-        ids: Var<'g>,
-        start: Var<'g>,
-        last: Var<'g>,
-        cache: &KvCache,
-    ) -> Var<'g> {
-        let x = take_row(self.hidden(ids, start, cache), last);
-        self.logits(x).reshape([1, self.config.vocab_size])
-    }
-
-    /// The logits f32 `[1, S, vocab]` after every token.
-    #[track_caller]
-    pub fn logits_all<'g>(&self, ids: Var<'g>, start: Var<'g>, cache: &KvCache) -> Var<'g> {
-        self.logits(self.hidden(ids, start, cache))
-    }
-
-    fn logits<'g>(&self, x: Var<'g>) -> Var<'g> {
+    /// Logits f32 `[.., vocab]` of the stream `[.., hidden]`.
+    pub fn logits<'g>(&self, x: Var<'g>) -> Var<'g> {
         self.lm_head.forward_f32(self.norm.forward(x)).tap("lm_head")
     }
 
     /// The stream after the last layer, `[1, S, hidden]`.
-    fn hidden<'g>(&self, ids: Var<'g>, start: Var<'g>, cache: &KvCache) -> Var<'g> {
+    pub fn hidden<'g>(&self, ids: Var<'g>, start: Var<'g>, cache: &KvCache) -> Var<'g> {
         let at = Place { start, inv_freq: &self.inv_freq };
         let x = self.embed_tokens.forward(ids).tap("model.embed_tokens");
         let layers = self.layers.iter().enumerate();
@@ -342,13 +315,12 @@ mod tests {
     use super::*;
 
     fn read(extra: &str) -> Result<LlamaConfig, String> {
-        let folder = tempfile::tempdir().unwrap();
         let text = format!(
             "{{\"vocab_size\": 8, \"hidden_size\": 64, \"intermediate_size\": 8, \
              \"num_hidden_layers\": 1, \"num_attention_heads\": 4{extra}}}"
         );
-        std::fs::write(folder.path().join("config.json"), text).unwrap();
-        LlamaConfig::read(folder.path()).map_err(|e| e.to_string())
+        let fields = serde_json::from_str(&text).unwrap();
+        LlamaConfig::from_json(&fields, Path::new("config.json")).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -372,8 +344,8 @@ mod tests {
 
     #[test]
     fn refuses_by_field_and_value() {
-        let e = read(", \"model_type\": \"gemma2\"").unwrap_err();
-        assert!(e.contains("`model_type`") && e.contains("gemma2") && e.contains("llama"), "{e}");
+        let e = read(", \"hidden_act\": \"gelu\"").unwrap_err();
+        assert!(e.contains("`hidden_act`") && e.contains("gelu") && e.contains("silu"), "{e}");
         let e = read(", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}").unwrap_err();
         assert!(e.contains("yarn") && e.contains("llama3"), "{e}");
         let e = read(", \"num_key_value_heads\": 3").unwrap_err();

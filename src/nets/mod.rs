@@ -3,7 +3,8 @@
 
 pub mod clip;
 mod config;
-pub mod llama;
+pub mod language;
+mod llama;
 mod resnet;
 pub mod unet;
 mod unet_config;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::compare::{Check, Coarseness, LayerError, Limits, OnStage, Squares, Verdict, layers};
 use crate::gpu::{Elem, Gpu, interrupted};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions};
-use crate::nets::llama::{Llama, LlamaConfig};
+use crate::nets::language::{Language, LanguageConfig};
 use crate::nn::{KvCache, LoadReport, Loader};
 use crate::quant::Recipe;
 use crate::quant::metrics::{kl_divergence, log_softmax};
@@ -139,7 +139,7 @@ impl Sequence {
 /// Runs a net over token sequences and reads logits.
 struct Scorer<'a> {
     gpu: &'a Gpu,
-    net: &'a Llama,
+    net: &'a Language,
     cache: KvCache,
     act: Elem,
     kernels: Kernels,
@@ -150,11 +150,11 @@ struct Scorer<'a> {
 impl<'a> Scorer<'a> {
     fn new(
         gpu: &'a Gpu,
-        net: &'a Llama,
+        net: &'a Language,
         (context, act, kernels): (usize, Elem, Kernels),
     ) -> Result<Scorer<'a>> {
         let cache = net.config().kv_cache(gpu, context, act)?;
-        let chunk = (LOGIT_BYTES / 4 / net.config().vocab_size.max(1)).clamp(1, CHUNK);
+        let chunk = (LOGIT_BYTES / 4 / net.config().vocab_size().max(1)).clamp(1, CHUNK);
         Ok(Scorer { gpu, net, cache, act, kernels, chunk, plans: HashMap::new() })
     }
 
@@ -170,7 +170,7 @@ impl<'a> Scorer<'a> {
     /// Puts `ids` at `start` into the cache; the logits `[ids - from, vocab]` from position `from` of
     /// `ids` on.
     fn logits(&mut self, ids: &[u32], start: usize, from: usize) -> Result<Vec<f32>> {
-        let vocab = self.net.config().vocab_size;
+        let vocab = self.net.config().vocab_size();
         let size = if ids.len() == 1 { 1 } else { self.chunk };
         if !self.plans.contains_key(&size) {
             self.plans.insert(size, self.plan(size, false)?);
@@ -235,7 +235,7 @@ fn argmax(values: &[f32]) -> usize {
 struct Work<'a, 'b> {
     gpu: &'a Gpu,
     options: &'a TextOptions,
-    config: LlamaConfig,
+    config: LanguageConfig,
     tokenizer: Tokenizer,
     on_stage: &'a mut OnStage<'b>,
 }
@@ -251,7 +251,7 @@ pub fn compare_text(
     limits: Limits,
     on_stage: &mut OnStage<'_>,
 ) -> Result<TextReport> {
-    let config = LlamaConfig::read(&options.folder)?;
+    let config = LanguageConfig::read(&options.folder)?;
     let tokenizer = Tokenizer::load(&options.folder)?;
     let mut work = Work { gpu, options, config, tokenizer, on_stage };
     let (mut sequences, context) = work.passages()?;
@@ -310,19 +310,19 @@ fn checks(llm: &TextError, limits: &Limits) -> Vec<Check> {
 }
 
 impl Work<'_, '_> {
-    fn load(&mut self, weights: &str) -> Result<(Llama, LoadReport)> {
+    fn load(&mut self, weights: &str) -> Result<(Language, LoadReport)> {
         (self.on_stage)(&format!("loading {weights}"), 0, 0);
         let folder = &self.options.folder;
         let (store, recipe) = (WeightStore::open(folder)?, Recipe::from_argument(weights, "llm")?);
         let loader = Loader::new(self.gpu, &store, &recipe);
-        let net = Llama::load(&loader, &self.config)?;
+        let net = Language::load(&loader, &self.config)?;
         let report = loader.report();
         Ok((net, report))
     }
 
     /// Prompts without their answers, or windows of the text; and the context that holds them.
     fn passages(&self) -> Result<(Vec<Sequence>, usize)> {
-        let longest = self.config.max_position_embeddings;
+        let longest = self.config.max_position_embeddings();
         let (sequences, more) = match &self.options.passage {
             Passage::Questions { questions, most } => (self.prompts(questions)?, *most),
             Passage::Text { text, windows } => (self.windows(text, *windows, longest)?, 0),
@@ -399,7 +399,7 @@ impl Work<'_, '_> {
         let (net, _) = self.load("fp32")?;
         let mut scorer = Scorer::new(self.gpu, &net, (context, self.options.act, Kernels::Fast))?;
         let fp32 = self.score_all(&mut scorer, all, "fp32 weights, fast kernels")?;
-        let vocab = self.config.vocab_size;
+        let vocab = self.config.vocab_size();
         let (mut error, mut kl, mut same, mut count) = (Squares::default(), 0.0, 0usize, 0usize);
         for (a, b) in fp16.iter().zip(&fp32) {
             error.add(a, b);
@@ -425,7 +425,7 @@ impl Work<'_, '_> {
         [fast, reference]: &[Vec<f32>; 2],
         totals: &mut Totals,
     ) -> Result<Scored> {
-        let vocab = self.config.vocab_size;
+        let vocab = self.config.vocab_size();
         totals.logits.add(fast, base);
         totals.quantization.add(reference, base);
         totals.kernel.add(fast, reference);

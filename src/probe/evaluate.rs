@@ -7,7 +7,7 @@ use super::verify::Family;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use crate::nets::clip::{ClipText, ClipTextConfig};
-use crate::nets::llama::{Llama, LlamaConfig};
+use crate::nets::language::{Language, LanguageConfig};
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nets::vae::{VaeConfig, VaeDecoder};
 use crate::nn::Loader;
@@ -31,7 +31,7 @@ impl Family {
             Family::Unet => UnetConfig::read(dir).map(drop),
             Family::Vae => VaeConfig::read(dir).map(drop),
             Family::ClipText => ClipTextConfig::read(dir).map(drop),
-            Family::Llama => LlamaConfig::read(dir).map(drop),
+            Family::Language => LanguageConfig::read(dir).map(drop),
         }
     }
 }
@@ -65,7 +65,7 @@ pub fn evaluate(
         Family::Unet => case.unet(),
         Family::Vae => case.vae(),
         Family::ClipText => case.clip(),
-        Family::Llama => case.llama(),
+        Family::Language => case.language(),
     }
 }
 
@@ -179,15 +179,15 @@ impl Case<'_> {
         Ok(all)
     }
 
-    fn llama(&self) -> Result<Named> {
-        let config = LlamaConfig::read(self.dir)?;
-        let llama = Llama::load(&self.loader, &config)?;
+    fn language(&self) -> Result<Named> {
+        let config = LanguageConfig::read(self.dir)?;
+        let net = Language::load(&self.loader, &config)?;
         let tokens = token_ids(self.input("input_ids", 1)?);
         let cache = config.kv_cache(self.gpu, tokens.len(), self.act)?;
         let graph = Graph::new(self.act);
         let ids = graph.input("ids", [1, tokens.len()], Elem::U32);
         let start = graph.input("start", [1], Elem::U32);
-        let logits = llama.logits_all(ids, start, &cache);
+        let logits = net.logits_all(ids, start, &cache);
         let mut all = self.run(&graph, "logits", logits, |plan| {
             plan.set_u32("ids", &tokens)?;
             plan.set_u32("start", &[0])

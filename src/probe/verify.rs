@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::evaluate::{evaluate, recipe};
 use crate::gpu::{Elem, Gpu};
 use crate::graph::Kernels;
+use crate::nets::language::FAMILIES;
 use crate::tensor::Tensor;
 use crate::weights::{Dtype, WeightStore, read_json, read_tensors};
 use crate::{Error, Result};
@@ -28,7 +29,7 @@ pub struct Compared {
 pub struct VerifyReport {
     /// The folder's name.
     pub case: String,
-    /// `unet`, `vae`, `clip_text` or `llama`; another where it is not supported.
+    /// `unet`, `vae`, `clip_text` or a language model's `model_type`; another where it is not supported.
     pub family: String,
     pub weights: String,
     /// Largest `rel_l2` that passes.
@@ -51,7 +52,8 @@ pub enum Family {
     Unet,
     Vae,
     ClipText,
-    Llama,
+    /// Any of [`FAMILIES`].
+    Language,
 }
 
 impl Family {
@@ -61,7 +63,7 @@ impl Family {
             Family::Unet => "unet",
             Family::Vae => "vae",
             Family::ClipText => "clip_text",
-            Family::Llama => "llama",
+            Family::Language => "language model",
         }
     }
     /// The name of its table in recipes.
@@ -70,7 +72,7 @@ impl Family {
             Family::Unet => "unet",
             Family::Vae => "vae",
             Family::ClipText => "text_encoder",
-            Family::Llama => "llm",
+            Family::Language => "llm",
         }
     }
 
@@ -83,7 +85,7 @@ impl Family {
                 "UNet2DConditionModel" => Ok(Family::Unet),
                 "AutoencoderKL" => Ok(Family::Vae),
                 "clip_text_model" => Ok(Family::ClipText),
-                "llama" => Ok(Family::Llama),
+                name if FAMILIES.contains(&name) => Ok(Family::Language),
                 other => Err(other.to_string()),
             };
         }
@@ -158,13 +160,17 @@ pub fn verify_as(
         Err(other) => {
             report.unsupported = Some(format!(
                 "{other} is not supported; supported are UNet2DConditionModel, AutoencoderKL \
-                 (decoder), CLIPTextModel and Llama"
+                 (decoder), CLIPTextModel and the language models {}",
+                FAMILIES.join(", ")
             ));
             report.family = other;
             return Ok(report);
         }
     };
-    report.family = family.name().to_string();
+    report.family = match config.get("model_type").and_then(Value::as_str) {
+        Some(name) if family == Family::Language => name.to_string(),
+        _ => family.name().to_string(),
+    };
     if let Err(Error::Model(why)) = family.check(dir) {
         report.unsupported = Some(why);
         return Ok(report);

@@ -48,7 +48,7 @@ impl Chat {
     /// Reads tokenizer, template and generation settings from the model's folder.
     pub fn new(decoder: Decoder, folder: &Path, overrides: Overrides) -> Result<Chat> {
         let tokenizer = Tokenizer::load(folder)?;
-        let vocab = decoder.net().config().vocab_size;
+        let vocab = decoder.net().config().vocab_size();
         if tokenizer.vocab_size() > vocab {
             return Err(Error::Model(format!(
                 "{}: the tokenizer has {} entries, the model's embedding {vocab}; they do not belong together",

@@ -1,4 +1,4 @@
-//! The autoregressive loop over a Llama: prompt in chunks, one submission per token, the token chosen on
+//! The autoregressive loop over a language model: prompt in chunks, one submission per token, the token chosen on
 //! the GPU feeds the next step while its read-back runs behind.
 
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::sampler::{Logits, Sampler};
 use crate::gpu::{Buffer, Elem, Gpu, PendingRead};
 use crate::graph::{Graph, Plan, PlanOptions, Var};
-use crate::nets::llama::Llama;
+use crate::nets::language::Language;
 use crate::nn::KvCache;
 use crate::ops::assign::assign;
 use crate::ops::topk::{argmax, top_k};
@@ -23,7 +23,7 @@ const NO_TOKEN: u32 = u32::MAX;
 /// A language model with its cache and the plans to run it.
 pub struct Decoder {
     gpu: Gpu,
-    net: Llama,
+    net: Language,
     cache: KvCache,
     options: PlanOptions,
     act: Elem,
@@ -55,12 +55,12 @@ impl Decoder {
     /// Plans for a context of `context` tokens.
     pub fn new(
         gpu: &Gpu,
-        net: Llama,
+        net: Language,
         context: usize,
         act: Elem,
         options: PlanOptions,
     ) -> Result<Decoder> {
-        let most = net.config().max_position_embeddings;
+        let most = net.config().max_position_embeddings();
         if context == 0 || context > most {
             return Err(Error::Usage(format!(
                 "a context of {context} tokens: this model was trained for 1 to {most}; give -c {most} or less"
@@ -89,7 +89,7 @@ impl Decoder {
         self.context
     }
     /// The network.
-    pub fn net(&self) -> &Llama {
+    pub fn net(&self) -> &Language {
         &self.net
     }
     /// Bytes of the cache.
@@ -313,7 +313,7 @@ fn choose(plan: &Plan, sampler: &mut Sampler) -> Result<u32> {
 /// The plan for `size` tokens. With a token buffer the ids come from it and the choice goes back to it.
 fn plan(
     gpu: &Gpu,
-    net: &Llama,
+    net: &Language,
     cache: &KvCache,
     act: Elem,
     options: &PlanOptions,
@@ -327,7 +327,7 @@ fn plan(
     let last = graph.input("last", [1], Elem::U32);
     let logits = net.forward(ids, start, last, cache);
     graph.output("logits", logits);
-    graph.output("top", top_k(logits, CANDIDATES.min(net.config().vocab_size)));
+    graph.output("top", top_k(logits, CANDIDATES.min(net.config().vocab_size())));
     let next = argmax(logits);
     match chained {
         Some(token) => graph.output("next", assign(token.reshape([1]), next)),
