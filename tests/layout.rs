@@ -106,7 +106,7 @@ fn weight_info_of_every_part_is_that_of_the_host() {
             assert_eq!(got, Some((want.clone(), bytes)), "{}", part.name);
         }
     }
-    for format in ["f32", "f16", "q8", "q4"] {
+    for format in ["f32", "f16", "q8", "q4", "q4z"] {
         assert!(
             seen.contains(format!("parts/weight_{format}.wgsl").as_str()),
             "{format}: {seen:?}"

@@ -1,7 +1,10 @@
 //! Packing and quantizers from outside: what a format costs in dB, that packing is stable, and that
 //! what was decoded packs to the same again.
 
-use inknib::quant::{Format, Layout, Levels, Packed, QuantSpec, Search, conv_to_rows, metrics};
+use half::f16;
+use inknib::quant::{
+    Format, Layout, Levels, Offset, Packed, QuantSpec, Search, conv_to_rows, metrics,
+};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -48,7 +51,7 @@ fn q4_0(values: &[f32]) -> Vec<f32> {
             let max = block.iter().fold(0.0f32, |m, &x| if x.abs() > m.abs() { x } else { m });
             let d = max / -8.0;
             let id = if d == 0.0 { 0.0 } else { 1.0 / d };
-            let stored = half::f16::from_f32(d).to_f32();
+            let stored = f16::from_f32(d).to_f32();
             block.iter().map(move |x| {
                 let q = ((x * id + 8.5) as i8).min(15);
                 f32::from(q - 8) * stored
@@ -115,9 +118,8 @@ fn words_are_what_the_shader_reads() {
     // 10 channels: a tap takes 16 nibbles (two words), three taps 48, the row 64 (eight words).
     let layout = Layout { rows: 2, taps: 3, channels: 10 };
     let codes: Vec<u8> = (0..layout.len()).map(|i| (i % 16) as u8).collect();
-    let scales: Vec<half::f16> = (0..layout.rows * layout.row_groups(32))
-        .map(|i| half::f16::from_f32(1.0 + i as f32))
-        .collect();
+    let scales: Vec<f16> =
+        (0..layout.rows * layout.row_groups(32)).map(|i| f16::from_f32(1.0 + i as f32)).collect();
     let packed = Packed::from_q4_codes(layout, 32, 0.01, &codes, &scales).unwrap();
     assert_eq!(packed.words[..4], [0x7654_3210, 0x8888_8898, 0x10fe_dcba, 0x8888_8832]);
     assert_eq!(packed.words[6..8], [0x8888_8888; 2]);
@@ -133,6 +135,102 @@ fn words_are_what_the_shader_reads() {
     let f16 = Packed::pack(&[1.0, -2.0, 0.5], Layout::linear(1, 3), &QuantSpec::F16, None).unwrap();
     assert_eq!(f16.words[..2], [0xc000_3c00, 0x0000_3800]);
     assert_eq!((f16.words.len(), f16.scales.len()), (16, 0));
+}
+
+/// Codes, scales and offsets of a layout, all of them different from their neighbours.
+fn asymmetric(layout: Layout, group: u32, offset: Offset) -> Packed {
+    let mut draw = Draw(u64::from(group));
+    let codes: Vec<u8> = (0..layout.len()).map(|_| (draw.uniform() * 16.0) as u8).collect();
+    let count = layout.rows * layout.row_groups(group);
+    let mut halves = |scale: f64, shift: f64| -> Vec<f16> {
+        (0..count).map(|_| f16::from_f64(scale * draw.uniform() + shift)).collect()
+    };
+    let (scales, offsets) = (halves(0.02, 0.001), halves(-14.0, 15.0));
+    Packed::from_q4_codes_with_offsets(layout, group, offset, &codes, &scales, &offsets).unwrap()
+}
+
+#[test]
+fn offsets_are_zero_points_or_least_values() {
+    let layout = Layout { rows: 2, taps: 1, channels: 20 };
+    let codes: Vec<u8> = (0..40).map(|i| i % 16).collect();
+    let halves = |v: [f32; 4]| v.map(f16::from_f32);
+    // Groups of 16: the second of each row is short.
+    let (s, z) = (halves([0.5, 1.0, -2.0, 0.25]), halves([0.0, 16.0, 7.0, 3.5]));
+    let decode = |offset| {
+        let packed =
+            Packed::from_q4_codes_with_offsets(layout, 16, offset, &codes, &s, &z).unwrap();
+        assert_eq!((packed.scales.len(), packed.offsets.len(), packed.bytes()), (2, 2, 48));
+        packed.decode()
+    };
+    // Codes 3, 1 (element 17), 4 (element 20) and 7 (element 39).
+    let zero = decode(Offset::Zero);
+    let at = [3, 17, 20, 39];
+    assert_eq!(at.map(|i| zero[i]), [0.5 * 3.0, 1.0 - 16.0, -2.0 * (4.0 - 7.0), 0.25 * 3.5]);
+    let min = decode(Offset::Min);
+    assert_eq!(at.map(|i| min[i]), [0.5 * 3.0, 1.0 + 16.0, -2.0 * 4.0 + 7.0, 0.25 * 7.0 + 3.5]);
+    // Zero point 8 everywhere is the symmetric form.
+    let eight = [f16::from_f32(8.0); 4];
+    let same = Packed::from_q4_codes_with_offsets(layout, 16, Offset::Zero, &codes, &s, &eight);
+    let plain = Packed::from_q4_codes(layout, 16, 0.0, &codes, &s).unwrap();
+    assert_eq!(same.unwrap().decode(), plain.decode());
+
+    let message = |format, scales: &[f16], offsets: &[f16]| {
+        let Format::Q4 { group, offset, .. } = format else { unreachable!() };
+        let packed =
+            Packed::from_q4_codes_with_offsets(layout, group, offset, &codes, scales, offsets);
+        packed.unwrap_err().to_string()
+    };
+    let form = |group, offset| Format::Q4 { group, cubic: 0.0, offset };
+    assert!(message(form(16, Offset::Zero), &s, &z[..2]).contains("offsets"));
+    assert!(message(form(16, Offset::None), &s, &z).contains("offsets"));
+    assert!(message(form(12, Offset::Zero), &s, &z).contains("multiples of 8"));
+    let wild = halves([0.0, f32::INFINITY, 0.0, 0.0]);
+    assert!(message(form(16, Offset::Min), &s, &wild).contains("1 offsets are not finite"));
+    assert!(message(form(16, Offset::Min), &wild, &z).contains("1 scales are not finite"));
+}
+
+#[test]
+fn rows_are_taken_with_their_offsets() {
+    for (group, offset) in [(16, Offset::Zero), (40, Offset::Min), (8, Offset::None)] {
+        // An odd number of groups a row, so that rows begin in the middle of a word of halves.
+        let layout = Layout { rows: 5, taps: 1, channels: 40 };
+        let packed = match offset {
+            Offset::None => {
+                let codes: Vec<i8> =
+                    (0..layout.len()).map(|i| (i * 37 % 256) as u8 as i8).collect();
+                let scales: Vec<f16> = (1..=25).map(|i| f16::from_f32(i as f32)).collect();
+                Packed::from_q8_codes(layout, group, &codes, &scales).unwrap()
+            }
+            _ => asymmetric(layout, group, offset),
+        };
+        let all = packed.decode();
+        let row = |r: usize| &all[r * 40..(r + 1) * 40];
+        assert_eq!(packed.slice_rows(1..4).decode(), [row(1), row(2), row(3)].concat());
+        let mixed = packed.permute_rows(&[4, 0, 3, 3]).unwrap();
+        assert_eq!(mixed.decode(), [row(4), row(0), row(3), row(3)].concat());
+        assert_eq!(mixed.layout.rows, 4);
+        let e = packed.permute_rows(&[0, 5]).unwrap_err().to_string();
+        assert!(e.contains("row 5") && e.contains("5 rows"), "{e}");
+    }
+}
+
+#[test]
+fn reordered_channels_decode_in_the_order_of_the_source() {
+    let layout = Layout::linear(3, 24);
+    let plain = asymmetric(layout, 8, Offset::Zero);
+    let columns: Vec<u32> = (0..24).map(|i| i * 7 % 24).collect();
+    let packed = plain.clone().with_columns(&columns).unwrap();
+    let (stored, source) = (plain.decode(), packed.decode());
+    for row in 0..3 {
+        for (i, &c) in columns.iter().enumerate() {
+            assert_eq!(source[row * 24 + c as usize], stored[row * 24 + i]);
+        }
+    }
+    assert_eq!(packed.slice_rows(1..2).decode(), source[24..48]);
+    for bad in [&columns[1..], &[0; 24], &[24; 24]] {
+        let e = plain.clone().with_columns(bad).unwrap_err().to_string();
+        assert!(e.contains("24 channels"), "{e}");
+    }
 }
 
 #[test]
@@ -243,7 +341,7 @@ proptest! {
             Format::Q4 { .. } | Format::Q8 { .. } => {
                 let group = layout.row_stride() as u32;
                 let format = match packed.format {
-                    Format::Q4 { .. } => Format::Q4 { group, cubic: 0.0 },
+                    Format::Q4 { offset, .. } => Format::Q4 { group, cubic: 0.0, offset },
                     _ => Format::Q8 { group },
                 };
                 let ones = vec![0x3c00_3c00; rows.div_ceil(2)];

@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use half::f16;
-use inknib::quant::{Format, Packed, QuantSpec, Recipe, Stored, metrics, write_quantized};
+use inknib::quant::{
+    Format, Layout, Offset, Packed, QuantSpec, Recipe, Stored, metrics, write_quantized,
+};
 use inknib::tensor::Tensor;
 use inknib::weights::{WeightStore, quantize, read_tensors};
 
@@ -135,8 +137,7 @@ fn bad_weights_are_named() {
     let e = store.pack("a.weight", &[1, 2], &QuantSpec::INT4).unwrap_err().to_string();
     assert!(e.contains("`a.weight`") && e.contains("1 of 2 weights are not finite"), "{e}");
     let folder = tempfile::tempdir().unwrap();
-    let packed =
-        Packed::pack(&[1.0, 2.0], inknib::quant::Layout::linear(1, 2), &QuantSpec::F16, None);
+    let packed = Packed::pack(&[1.0, 2.0], Layout::linear(1, 2), &QuantSpec::F16, None);
     let plain = Stored::Packed { shape: vec![1, 2], packed: packed.unwrap() };
     let path = folder.path().join("x.safetensors");
     assert!(write_quantized(&path, "r", "", &[("w".into(), plain)]).is_err());
@@ -147,8 +148,7 @@ fn bad_weights_are_named() {
 fn damage_is_an_error_and_never_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.safetensors");
-    let packed =
-        Packed::pack(&noise(40, 9), inknib::quant::Layout::linear(2, 20), &QuantSpec::INT4, None);
+    let packed = Packed::pack(&noise(40, 9), Layout::linear(2, 20), &QuantSpec::INT4, None);
     let stored = Stored::Packed { shape: vec![2, 20], packed: packed.unwrap() };
     write_quantized(&path, "int4", "00", &[("w".into(), stored)]).unwrap();
     let good = std::fs::read(&path).unwrap();
@@ -183,7 +183,7 @@ fn damage_is_an_error_and_never_a_panic() {
     assert!(replace("\\\"group\\\":64", "\\\"group\\\":63").contains("`w`"));
     assert!(replace("\\\"group\\\":64", "\\\"group\\\":16").contains("do not fit"));
     assert!(replace("\\\"channels\\\":20", "\\\"channels\\\":90").contains("do not fit"));
-    assert!(replace("\\\"version\\\":1", "\\\"version\\\":2").contains("version 2"));
+    assert!(replace("\\\"version\\\":1", "\\\"version\\\":3").contains("version 3"));
     let mut bad = good.clone();
     let last = bad.len() - 1;
     bad[last] = 0x7c;
@@ -191,6 +191,52 @@ fn damage_is_an_error_and_never_a_panic() {
     let store = WeightStore::from_bytes("tiny", bad).unwrap();
     let e = store.packed("w").unwrap().unwrap_err().to_string();
     assert!(e.contains("scales are not finite") && e.contains("`w`"), "{e}");
+}
+
+#[test]
+fn offsets_lie_beside_the_scales() {
+    // Three groups a row, the last one short: an odd number of halves.
+    let layout = Layout::linear(3, 40);
+    let codes: Vec<u8> = (0..layout.len()).map(|i| (i * 7 % 16) as u8).collect();
+    let halves = |first: f32| -> Vec<f16> {
+        (0..9).map(|i| f16::from_f32(first + i as f32 * 0.25)).collect()
+    };
+    for offset in [Offset::Zero, Offset::Min] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let (s, z) = (halves(0.5), halves(7.0));
+        let packed =
+            Packed::from_q4_codes_with_offsets(layout, 16, offset, &codes, &s, &z).unwrap();
+        let stored = Stored::Packed { shape: vec![3, 40], packed: packed.clone() };
+        let other = Packed::from_q4_codes(layout, 16, 0.0, &codes, &s).unwrap();
+        let other = Stored::Packed { shape: vec![3, 40], packed: other };
+        let both = [("w".to_string(), stored), ("v".to_string(), other)];
+        write_quantized(&path, "gguf", "00", &both).unwrap();
+        let store = WeightStore::open(&path).unwrap();
+        assert_eq!(store.names().collect::<Vec<_>>(), ["v", "w"]);
+        assert_eq!(store.packed("w").unwrap().unwrap(), packed);
+        assert_eq!(store.values("w").unwrap(), packed.decode());
+        assert_eq!(store.get("w.z").unwrap().shape, [3, 3]);
+        assert_eq!(store.quantized().unwrap().version, 2, "older readers must refuse the file");
+
+        // Without its offsets, or with curved levels besides, the header does not hold.
+        let good = std::fs::read(&path).unwrap();
+        let replace = |from: &str, to: &str| {
+            let at = good.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+            let mut bad = good.clone();
+            bad[at..at + to.len()].copy_from_slice(to.as_bytes());
+            WeightStore::from_bytes("tiny", bad).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(replace("\"w.z\"", "\"w.y\"").contains("do not fit"));
+        let scheme = replace("\\\"int4\\\",\\\"group\\\":16,\\\"c\\\":0.0,\\\"o", "\\\"int8");
+        assert!(scheme.contains("do not fit"), "{scheme}");
+    }
+    // Channels in another order have no place in the file.
+    let plain = Packed::from_q4_codes(Layout::linear(1, 8), 8, 0.0, &[1; 8], &[f16::ONE]).unwrap();
+    let packed = plain.with_columns(&[7, 6, 5, 4, 3, 2, 1, 0]).unwrap();
+    let stored = [("w".to_string(), Stored::Packed { shape: vec![1, 8], packed })];
+    let path = tempfile::tempdir().unwrap().path().join("x.safetensors");
+    assert!(write_quantized(&path, "r", "", &stored).is_err());
 }
 
 #[test]

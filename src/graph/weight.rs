@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::Result;
 use crate::gpu::{Bind, Buffer, Gpu, Source, Spec};
-use crate::quant::{Format, Layout, Packed};
+use crate::quant::{Format, Layout, Offset, Packed};
 use crate::source;
 
 /// Rows `row0 .. row0 + rows` of a weight, in buffers of their own.
@@ -50,6 +50,7 @@ const F32_PART: Source = source!("parts/weight_f32.wgsl");
 const F16_PART: Source = source!("parts/weight_f16.wgsl");
 const Q8_PART: Source = source!("parts/weight_q8.wgsl");
 const Q4_PART: Source = source!("parts/weight_q4.wgsl");
+const Q4Z_PART: Source = source!("parts/weight_q4z.wgsl");
 
 impl Weight {
     /// Copies a packed weight to the GPU, in as many windows as the binding limit asks for.
@@ -115,8 +116,11 @@ pub fn weight_part(spec: Spec, format: Format) -> Spec {
         Format::F32 => spec.part(F32_PART),
         Format::F16 => spec.part(F16_PART),
         Format::Q8 { group } => spec.part(Q8_PART).u32("GROUP", group),
-        Format::Q4 { group, cubic } => {
+        Format::Q4 { group, cubic, offset: Offset::None } => {
             spec.part(Q4_PART).u32("GROUP", group).flag("CUBIC", cubic != 0.0)
+        }
+        Format::Q4 { group, offset, .. } => {
+            spec.part(Q4Z_PART).u32("GROUP", group).flag("OFFSET_MIN", offset == Offset::Min)
         }
     }
 }
@@ -135,7 +139,7 @@ fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> 
     let (group, cubic) = match packed.format {
         Format::F32 | Format::F16 => (0, 0.0),
         Format::Q8 { group } => (group, 0.0),
-        Format::Q4 { group, cubic } => (group, cubic),
+        Format::Q4 { group, cubic, .. } => (group, cubic),
     };
     let groups =
         if group == 0 { (0, 0) } else { (layout.row_groups(group), layout.groups_per_tap(group)) };
@@ -152,9 +156,12 @@ fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> 
     let uniform = gpu.uniform("weight info", std::mem::size_of::<WeightInfo>() as u64)?;
     gpu.write(&uniform, 0, bytemuck::bytes_of(&info))?;
     let words = gpu.upload(label, bytemuck::cast_slice(&packed.words))?;
-    let scales = match group {
-        0 => None,
-        _ => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scales))?),
+    let scales = match (group, packed.format.offset()) {
+        (0, _) => None,
+        (_, Offset::None) => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scales))?),
+        // Side by side: one fetch, and no binding more than the symmetric forms have (a convolution
+        // with everything fused is at the eight that are certain).
+        _ => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scale_offset_pairs()))?),
     };
     Ok(Chunk { row0, rows: layout.rows, words, scales, info: uniform })
 }

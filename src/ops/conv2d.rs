@@ -13,7 +13,7 @@ use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{
     Chunk, Dispatch, Lower, MAX_TRIPS, Op, Operand, Shape, Var, Vector, Weight, weight_part,
 };
-use crate::quant::Format;
+use crate::quant::{Format, Offset};
 use crate::{Result, params, source};
 
 const TILE: Source = source!("conv2d.wgsl");
@@ -367,7 +367,7 @@ fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
 /// Variants for the shader tests: every weight format with one input, every kind of input with INT4.
 pub(crate) fn info() -> Vec<OpInfo> {
     let one = Form { two: false, table: None, act: Act::Silu, bias: true, residual: true };
-    let int4 = Format::Q4 { group: 64, cubic: 0.01 };
+    let int4 = Format::Q4 { group: 64, cubic: 0.01, offset: Offset::None };
     let mut specs = Vec::new();
     for x in ACTS {
         let tiles = [true, false].map(|vec8| [Variant::Tile { vec8 }, Variant::Tiled { vec8 }]);

@@ -20,7 +20,7 @@ pub mod timestep;
 pub mod topk;
 
 use crate::gpu::{Elem, Spec};
-use crate::quant::Format;
+use crate::quant::{Format, Offset};
 
 /// What tests/shaders.rs and tests/layout.rs need to know of an op.
 pub struct OpInfo {
@@ -76,10 +76,15 @@ macro_rules! params {
 
 /// Formats that the shader tests go through.
 pub(crate) fn formats() -> Vec<Format> {
-    let mut all = vec![Format::F32, Format::F16, Format::Q8 { group: 64 }];
+    // Groups of 16 are those of GGUF's Q6_K.
+    let mut all =
+        vec![Format::F32, Format::F16, Format::Q8 { group: 64 }, Format::Q8 { group: 16 }];
     for group in [32, 64, 128] {
-        all.extend([0.0, 0.01].map(|cubic| Format::Q4 { group, cubic }));
+        let form = |cubic| Format::Q4 { group, cubic, offset: Offset::None };
+        all.extend([0.0, 0.01].map(form));
     }
+    let asymmetric = [(128, Offset::Zero), (32, Offset::Min)];
+    all.extend(asymmetric.map(|(group, offset)| Format::Q4 { group, cubic: 0.0, offset }));
     all
 }
 

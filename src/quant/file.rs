@@ -1,6 +1,6 @@
 //! The quantized file: a safetensors file in which a packed weight `NAME` lies as `NAME.q` (u32
-//! words `[rows, row words]`) and `NAME.s` (f16 scales `[rows, groups of a row]`), and everything
-//! else under its own name. One metadata key, `inknib`, holds a JSON header that says how each packed
+//! words `[rows, row words]`), `NAME.s` (f16 scales `[rows, groups of a row]`) and, where groups have
+//! offsets, `NAME.z` (f16, as `NAME.s`), and everything else under its own name. One metadata key, `inknib`, holds a JSON header that says how each packed
 //! weight is to be read and where it came from. Reading is [`crate::weights::WeightStore`]'s part.
 
 use std::borrow::Cow;
@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::{Format, Layout, Packed};
+use super::{Format, Layout, Offset, Packed};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
 /// The metadata key of the header.
 pub const METADATA_KEY: &str = "inknib";
-/// The version this program writes, and the only one it reads.
-pub const VERSION: u32 = 1;
+/// The newest version this program reads. It writes version 1 unless the file has offsets, which a
+/// reader of version 1 would not see.
+pub const VERSION: u32 = 2;
 
 /// What the file says about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,12 +41,19 @@ pub struct PackedHeader {
     /// Curvature of the levels in units of (q−8)²; 0 for evenly spaced ones and for int8. An f32,
     /// written as the f64 of the same value so that no digit is lost.
     pub c: f64,
+    /// What each group has besides its scale; int4 only.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub offset: Offset,
     pub layout: Layout,
     /// Shape of the source tensor: `[N, K]` or `[Cout, Cin, kh, kw]`.
     pub shape: Vec<usize>,
     /// Measured when it was packed; absent where nothing was lost or the source was not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f64>,
+}
+
+fn is_none(offset: &Offset) -> bool {
+    *offset == Offset::None
 }
 
 /// The packed schemes a file may hold.
@@ -60,7 +68,9 @@ impl PackedHeader {
     /// The number format this header describes.
     pub fn format(&self) -> Format {
         match self.scheme {
-            Scheme::Int4 => Format::Q4 { group: self.group, cubic: self.c as f32 },
+            Scheme::Int4 => {
+                Format::Q4 { group: self.group, cubic: self.c as f32, offset: self.offset }
+            }
             Scheme::Int8 => Format::Q8 { group: self.group },
         }
     }
@@ -85,7 +95,7 @@ pub fn write_quantized(
 ) -> Result<()> {
     let path = path.as_ref();
     let mut header = FileHeader {
-        version: VERSION,
+        version: 1,
         recipe: recipe.to_string(),
         source_sha256: source_sha256.to_string(),
         tensors: BTreeMap::new(),
@@ -108,14 +118,14 @@ pub fn write_quantized(
             Stored::Packed { shape, packed } => {
                 header.tensors.insert(name.clone(), describe(name, shape, packed)?);
                 let layout = packed.layout;
-                let groups = packed.format.group().map_or(0, |g| layout.row_groups(g));
                 let words = bytemuck::cast_slice(&packed.words);
-                let scales: &[u8] = bytemuck::cast_slice(&packed.scales);
-                let scales = &scales[..2 * packed.scale_count()];
                 let shape = vec![layout.rows, packed.row_words()];
                 put(format!("{name}.q"), Piece { dtype: Dtype::U32, shape, bytes: words })?;
-                let shape = vec![layout.rows, groups];
-                put(format!("{name}.s"), Piece { dtype: Dtype::F16, shape, bytes: scales })?;
+                put(format!("{name}.s"), Piece::halves(packed, &packed.scales))?;
+                if packed.format.offset() != Offset::None {
+                    header.version = VERSION;
+                    put(format!("{name}.z"), Piece::halves(packed, &packed.offsets))?;
+                }
             }
         }
     }
@@ -144,8 +154,13 @@ pub fn write_quantized(
 }
 
 fn describe(name: &str, shape: &[usize], packed: &Packed) -> Result<PackedHeader> {
+    if packed.columns.is_some() {
+        return Err(Error::Runtime(format!(
+            "tensor `{name}`: the quantized file cannot hold reordered channels"
+        )));
+    }
     let (scheme, group, c) = match packed.format {
-        Format::Q4 { group, cubic } => (Scheme::Int4, group, f64::from(cubic)),
+        Format::Q4 { group, cubic, .. } => (Scheme::Int4, group, f64::from(cubic)),
         Format::Q8 { group } => (Scheme::Int8, group, 0.0),
         Format::F16 | Format::F32 => {
             return Err(Error::Runtime(format!(
@@ -155,7 +170,8 @@ fn describe(name: &str, shape: &[usize], packed: &Packed) -> Result<PackedHeader
         }
     };
     let sqnr_db = packed.sqnr_db.filter(|db| db.is_finite());
-    Ok(PackedHeader { scheme, group, c, layout: packed.layout, shape: shape.to_vec(), sqnr_db })
+    let (layout, offset) = (packed.layout, packed.format.offset());
+    Ok(PackedHeader { scheme, group, c, offset, layout, shape: shape.to_vec(), sqnr_db })
 }
 
 /// The name a file is written under before it is complete.
@@ -172,6 +188,13 @@ struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
+    /// Scales or offsets `[rows, groups of a row]`, without what pads them to words.
+    fn halves(packed: &Packed, words: &'a [u32]) -> Piece<'a> {
+        let shape = vec![packed.layout.rows, packed.row_groups()];
+        let bytes: &[u8] = bytemuck::cast_slice(words);
+        Piece { dtype: Dtype::F16, shape, bytes: &bytes[..2 * packed.scale_count()] }
+    }
+
     fn plain(tensor: &'a Tensor) -> Piece<'a> {
         let (dtype, bytes) = match &tensor.data {
             Data::F32(v) => (Dtype::F32, bytemuck::cast_slice(v)),

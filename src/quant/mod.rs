@@ -9,13 +9,14 @@ mod layout;
 pub mod metrics;
 mod mse;
 mod packed;
+mod parts;
 mod recipe;
 mod spec;
 
 pub use file::{Stored, write_quantized};
 pub use grid::{CUBIC_CANDIDATES, Grid};
 pub use layout::{Layout, conv_to_rows, rows_to_conv};
-pub use packed::{Format, Packed};
+pub use packed::{Format, Offset, Packed};
 pub use recipe::{Recipe, Rule};
 pub use spec::{Levels, QuantSpec, Search};
 

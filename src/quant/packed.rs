@@ -1,10 +1,11 @@
 //! [`Packed`]: a weight exactly as it lies in GPU memory and on disk.
 
-use std::ops::Range;
+use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::grid::{CUBIC_CANDIDATES, Grid};
 use super::{Layout, Levels, QuantSpec, Search, absmax, mse};
@@ -19,8 +20,23 @@ pub enum Format {
     F16,
     /// Four two's-complement bytes a word, the first in the low byte: `w = s·q`.
     Q8 { group: u32 },
-    /// Eight nibbles a word, the first in the low bits: `w = s·(q−8)·(1 + cubic·(q−8)²)`.
-    Q4 { group: u32, cubic: f32 },
+    /// Eight nibbles a word, the first in the low bits: `w = s·(q−8)·(1 + cubic·(q−8)²)` without an
+    /// offset; what an [`Offset`] does to it is said there. `cubic` is 0 with one.
+    Q4 { group: u32, cubic: f32, offset: Offset },
+}
+
+/// The second number of a group of 4-bit codes q, an f16 as the scale s is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Offset {
+    /// There is none: code 8 is zero.
+    #[default]
+    None,
+    /// The code of zero: `w = s·(q − z)`. GPTQ, AWQ and compressed-tensors have integers here, which
+    /// f16 holds exactly.
+    Zero,
+    /// The value of code 0: `w = s·q + m`, as in GGUF's Q4_1 and Q4_K.
+    Min,
 }
 
 impl Format {
@@ -41,19 +57,33 @@ impl Format {
             Format::Q8 { group } | Format::Q4 { group, .. } => Some(*group),
         }
     }
+
+    /// What each group has besides its scale.
+    pub fn offset(&self) -> Offset {
+        match self {
+            Format::Q4 { offset, .. } => *offset,
+            _ => Offset::None,
+        }
+    }
 }
 
 /// A weight `[rows, taps, channels]` in the bytes that go to the GPU and to disk.
 ///
 /// `words` holds `rows` rows of [`Packed::row_words`] words; padding elements hold the code of value
 /// zero (q = 8 in a Q4 row). `scales` holds f16 `[rows, taps, groups per tap]` flattened, two a word,
-/// the first in the low half, padded to a whole word; it is empty for F32 and F16.
+/// the first in the low half, padded to a whole word; it is empty for F32 and F16. `offsets` lies as
+/// `scales` does and is empty where the format has none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Packed {
     pub layout: Layout,
     pub format: Format,
     pub words: Vec<u32>,
     pub scales: Vec<u32>,
+    pub offsets: Vec<u32>,
+    /// For weights whose channels were reordered so that groups lie together (GPTQ's act-order): the
+    /// channel of the source that each stored channel is, `[channels]`. What is multiplied with the
+    /// weight has to be gathered in this order; [`Packed::decode`] gives the source's order.
+    pub columns: Option<Arc<[u32]>>,
     /// Signal to quantization noise against the weights it was packed from, in dB: infinite where
     /// nothing was lost, `None` where the source is not known.
     pub sqnr_db: Option<f64>,
@@ -87,10 +117,11 @@ impl Packed {
             QuantSpec::F16 => Format::F16,
             QuantSpec::Q8 { group } => Format::Q8 { group },
             QuantSpec::Q4 { group, levels: Levels::Uniform, .. } => {
-                Format::Q4 { group, cubic: 0.0 }
+                Format::Q4 { group, cubic: 0.0, offset: Offset::None }
             }
             QuantSpec::Q4 { group, levels: Levels::Cubic, search } => {
-                Format::Q4 { group, cubic: choose_cubic(values, layout, group, search, importance) }
+                let cubic = choose_cubic(values, layout, group, search, importance);
+                Format::Q4 { group, cubic, offset: Offset::None }
             }
         };
         let search = match spec {
@@ -100,85 +131,42 @@ impl Packed {
         Ok(pack_rows(values, layout, format, search, importance))
     }
 
-    /// A weight from words and scales that exist already (a file, another packed format); an error
-    /// when their numbers do not fit the layout.
-    pub fn from_parts(
-        layout: Layout,
-        format: Format,
-        words: Vec<u32>,
-        scales: Vec<u32>,
-    ) -> Result<Packed> {
-        layout.check()?;
-        if format.group().is_some_and(|g| g == 0 || !g.is_multiple_of(8)) {
-            return Err(Error::Model(format!("{format:?}: groups are multiples of 8 channels")));
-        }
-        let packed = Packed { layout, format, words, scales, sqnr_db: None };
-        let words = layout.rows * packed.row_words();
-        let scales = packed.scale_count().div_ceil(2);
-        if packed.words.len() != words || packed.scales.len() != scales {
-            return Err(Error::Model(format!(
-                "{layout:?} as {format:?} has {words} words and {scales} words of scales, not {} and \
-                 {}",
-                packed.words.len(),
-                packed.scales.len()
-            )));
-        }
-        Ok(packed)
-    }
-
-    /// A Q4 weight from one code (0..15) per weight, `[rows, taps, channels]`, and one scale per
-    /// group, `[rows, taps, groups per tap]`: the way in for files that were quantized elsewhere.
-    pub fn from_q4_codes(
-        layout: Layout,
-        group: u32,
-        cubic: f32,
-        codes: &[u8],
-        scales: &[f16],
-    ) -> Result<Packed> {
-        let row_words = layout.row_stride() / 8;
-        let mut words = vec![Q4_ZEROS; layout.rows * row_words];
-        if codes.len() != layout.len() {
-            return Err(Error::Model(format!("{} codes for {layout:?}", codes.len())));
-        }
-        if !layout.is_empty() {
-            let rows = words.par_chunks_mut(row_words).zip(codes.par_chunks(layout.row_len()));
-            rows.for_each(|(words, codes)| {
-                for (tap, codes) in codes.chunks(layout.channels).enumerate() {
-                    put_nibbles(words, tap * layout.tap_stride(), codes);
-                }
-            });
-        }
-        let bits: Vec<u16> = scales.iter().map(|s| s.to_bits()).collect();
-        Packed::from_parts(layout, Format::Q4 { group, cubic }, words, pair_halves(&bits))
-    }
-
     /// Words of one row.
     pub fn row_words(&self) -> usize {
         self.layout.row_stride() / self.format.per_word()
     }
 
+    /// Scales of one row.
+    pub(super) fn row_groups(&self) -> usize {
+        self.format.group().map_or(0, |g| self.layout.row_groups(g))
+    }
+
     /// Number of scales, without padding.
     pub fn scale_count(&self) -> usize {
-        self.format.group().map_or(0, |g| self.layout.rows * self.layout.row_groups(g))
+        self.layout.rows * self.row_groups()
     }
 
     /// Scale number `index` of `[rows, taps, groups per tap]` flattened; 0 beyond the end.
     pub fn scale(&self, index: usize) -> f32 {
-        let word = self.scales.get(index / 2).copied().unwrap_or(0);
-        f16::from_bits((word >> (16 * (index % 2))) as u16).to_f32()
+        half_at(&self.scales, index).to_f32()
     }
 
-    /// Bytes of words and scales, padding included: what the weight takes on the GPU.
+    /// Offset number `index`, as [`Packed::scale`]; 0 where there are none.
+    pub fn offset(&self, index: usize) -> f32 {
+        half_at(&self.offsets, index).to_f32()
+    }
+
+    /// Bytes of words, scales and offsets, padding included: what the weight takes on the GPU.
     pub fn bytes(&self) -> usize {
-        4 * (self.words.len() + self.scales.len())
+        4 * (self.words.len() + self.scales.len() + self.offsets.len())
     }
 
-    /// Bits of words and scales over the weights without padding.
+    /// Bits of words, scales and offsets over the weights without padding.
     pub fn bits_per_weight(&self) -> f64 {
         8.0 * self.bytes() as f64 / self.layout.len().max(1) as f64
     }
 
-    /// The weights as f32, `[rows, taps, channels]`.
+    /// The weights as f32, `[rows, taps, channels]`, channels in the order of the source.
     pub fn decode(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.layout.len()];
         if out.is_empty() {
@@ -188,15 +176,16 @@ impl Packed {
         let rows = out.par_chunks_mut(self.layout.row_len()).enumerate();
         rows.for_each(|(row, out)| {
             for (tap, out) in out.chunks_mut(self.layout.channels).enumerate() {
-                for (channel, out) in out.iter_mut().enumerate() {
-                    *out = self.value(&grid, row, tap, channel);
+                for channel in 0..out.len() {
+                    let source = self.columns.as_ref().map_or(channel, |c| c[channel] as usize);
+                    out[source] = self.value(&grid, row, tap, channel);
                 }
             }
         });
         out
     }
 
-    /// One weight; 0 outside the layout.
+    /// One weight by its place in memory; 0 outside the layout.
     pub fn decode_at(&self, row: usize, tap: usize, channel: usize) -> f32 {
         let l = &self.layout;
         if row >= l.rows || tap >= l.taps || channel >= l.channels {
@@ -217,15 +206,23 @@ impl Packed {
         let element = tap * self.layout.tap_stride() + channel;
         let word = self.words[row * self.row_words() + element / per_word];
         let part = word >> (element % per_word * (32 / per_word));
-        let scale = |group: u32| {
+        let index = |group: u32| {
             let per_tap = self.layout.groups_per_tap(group);
-            self.scale((row * self.layout.taps + tap) * per_tap + channel / group as usize)
+            (row * self.layout.taps + tap) * per_tap + channel / group as usize
         };
         match self.format {
             Format::F32 => f32::from_bits(word),
             Format::F16 => f16::from_bits(part as u16).to_f32(),
-            Format::Q8 { group } => scale(group) * f32::from(part as u8 as i8),
-            Format::Q4 { group, .. } => scale(group) * grid.level[(part & 15) as usize],
+            Format::Q8 { group } => self.scale(index(group)) * f32::from(part as u8 as i8),
+            Format::Q4 { group, offset, .. } => {
+                let (i, q) = (index(group), (part & 15) as usize);
+                let s = self.scale(i);
+                match offset {
+                    Offset::None => s * grid.level[q],
+                    Offset::Zero => s * (q as f32 - self.offset(i)),
+                    Offset::Min => s * q as f32 + self.offset(i),
+                }
+            }
         }
     }
 
@@ -233,30 +230,16 @@ impl Packed {
     pub fn sqnr_against(&self, values: &[f32]) -> f64 {
         super::metrics::sqnr_db(&self.decode(), values)
     }
-
-    /// The rows of `range` as a weight of their own, for windows under a binding limit. A range
-    /// beyond the end is cut.
-    pub fn slice_rows(&self, range: Range<usize>) -> Packed {
-        let end = range.end.min(self.layout.rows);
-        let start = range.start.min(end);
-        let per_row = self.format.group().map_or(0, |g| self.layout.row_groups(g));
-        let bits: Vec<u16> = (start * per_row..end * per_row).map(|i| self.scale_bits(i)).collect();
-        Packed {
-            layout: Layout { rows: end - start, ..self.layout },
-            format: self.format,
-            words: self.words[start * self.row_words()..end * self.row_words()].to_vec(),
-            scales: pair_halves(&bits),
-            sqnr_db: self.sqnr_db,
-        }
-    }
-
-    fn scale_bits(&self, index: usize) -> u16 {
-        (self.scales[index / 2] >> (16 * (index % 2))) as u16
-    }
 }
 
 /// Eight nibbles of the code that stands for zero.
-const Q4_ZEROS: u32 = 0x8888_8888;
+pub(super) const Q4_ZEROS: u32 = 0x8888_8888;
+
+/// Number `index` of halves that lie two a word; 0 beyond the end.
+pub(super) fn half_at(words: &[u32], index: usize) -> f16 {
+    let word = words.get(index / 2).copied().unwrap_or(0);
+    f16::from_bits((word >> (16 * (index % 2))) as u16)
+}
 
 /// Two halves a word, the first in the low half, padded with zero.
 pub(crate) fn pair_halves(bits: &[u16]) -> Vec<u32> {
@@ -323,7 +306,8 @@ fn pack_rows(
     // Summed in the order of rows, so that the figure does not depend on the number of threads.
     let noise: f64 = noise.iter().sum();
     let sqnr_db = if noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() };
-    Packed { layout, format, words, scales: pair_halves(&bits), sqnr_db: Some(sqnr_db) }
+    let (scales, offsets, columns) = (pair_halves(&bits), vec![], None);
+    Packed { layout, format, words, scales, offsets, columns, sqnr_db: Some(sqnr_db) }
 }
 
 /// What packing one row needs to know.
@@ -455,7 +439,7 @@ fn choose_cubic(
 }
 
 /// Writes codes as nibbles from element `first` of a row on; elements are overwritten, not merged.
-fn put_nibbles(words: &mut [u32], first: usize, codes: &[u8]) {
+pub(super) fn put_nibbles(words: &mut [u32], first: usize, codes: &[u8]) {
     for (i, &code) in codes.iter().enumerate() {
         let (word, shift) = ((first + i) / 8, (first + i) % 8 * 4);
         words[word] = words[word] & !(15 << shift) | u32::from(code & 15) << shift;

@@ -5,8 +5,8 @@ use safetensors::Dtype;
 
 use super::WeightStore;
 use super::config::parse_json;
-use crate::quant::file::{FileHeader, METADATA_KEY, PackedHeader, VERSION};
-use crate::quant::{Layout, Packed, QuantSpec, conv_to_rows, rows_to_conv};
+use crate::quant::file::{FileHeader, METADATA_KEY, PackedHeader, Scheme, VERSION};
+use crate::quant::{Layout, Offset, Packed, QuantSpec, conv_to_rows, rows_to_conv};
 use crate::{Error, Result};
 
 impl WeightStore {
@@ -48,15 +48,18 @@ impl WeightStore {
 
     fn read_packed(&self, name: &str, header: &PackedHeader) -> Result<Packed> {
         let words = self.get(&format!("{name}.q"))?.to_u32()?;
-        let halves = self.get(&format!("{name}.s"))?;
-        let bits: Vec<u16> =
-            halves.bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect();
-        let bad = bits.iter().filter(|&&b| !half::f16::from_bits(b).is_finite()).count();
-        if bad > 0 {
-            return Err(Error::Model(format!("{bad} scales are not finite; the file is damaged")));
-        }
-        let scales = crate::quant::pair_halves(&bits);
-        let mut packed = Packed::from_parts(header.layout, header.format(), words, scales)?;
+        let halves = |part: &str| -> Result<Vec<u32>> {
+            let bytes = self.get(&format!("{name}.{part}"))?.bytes;
+            let bits = bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
+            Ok(crate::quant::pair_halves(&bits.collect::<Vec<u16>>()))
+        };
+        let (scales, offsets) = match header.offset {
+            Offset::None => (halves("s")?, vec![]),
+            Offset::Zero | Offset::Min => (halves("s")?, halves("z")?),
+        };
+        let format = header.format();
+        let mut packed =
+            Packed::from_parts_with_offsets(header.layout, format, words, scales, offsets)?;
         packed.sqnr_db = header.sqnr_db;
         Ok(packed)
     }
@@ -117,10 +120,10 @@ impl WeightStore {
         let Some(json) = self.metadata(METADATA_KEY) else { return Ok(None) };
         let file = self.path().display();
         let header: FileHeader = parse_json(&format!("{file}: header `{METADATA_KEY}`"), json)?;
-        if header.version != VERSION {
+        if !(1..=VERSION).contains(&header.version) {
             return Err(Error::Model(format!(
-                "{file}: quantized file of version {}, this program reads version {VERSION}; make it \
-                 again from the original weights with `inknib quantize`",
+                "{file}: quantized file of version {}, this program reads versions 1 to {VERSION}; make \
+                 it again from the original weights with `inknib quantize`",
                 header.version
             )));
         }
@@ -136,13 +139,16 @@ impl WeightStore {
         let fits = header.group > 0
             && header.group.is_multiple_of(8)
             && (0.0..=1.0).contains(&header.c)
+            && (header.offset == Offset::None || header.c == 0.0 && header.scheme == Scheme::Int4)
             && layout_of(&header.shape) == Some(layout);
         let row_words = layout.row_stride() / header.format().per_word();
-        let parts = [(".q", Dtype::U32, row_words), (".s", Dtype::F16, 0)].map(|(part, ty, n)| {
-            let n = if n > 0 || !fits { n } else { layout.row_groups(header.group) };
-            self.entry_is(&format!("{name}{part}"), ty, &[layout.rows, n])
-        });
-        match fits && parts == [true, true] && !self.is_plain(name) {
+        let groups = if fits { layout.row_groups(header.group) } else { 0 };
+        let is = |part: &str, dtype, n| {
+            self.entry_is(&format!("{name}.{part}"), dtype, &[layout.rows, n])
+        };
+        let offsets = header.offset == Offset::None || is("z", Dtype::F16, groups);
+        let parts = is("q", Dtype::U32, row_words) && is("s", Dtype::F16, groups) && offsets;
+        match fits && parts && !self.is_plain(name) {
             true => Ok(()),
             false => Err(Error::Model(
                 "its words and scales are missing or do not fit the file's header; fetch or make the \

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::locate::{pickle_error, weight_files};
 use super::{View, nearest_names};
+use crate::quant::Offset;
 use crate::quant::file::FileHeader;
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
@@ -96,8 +97,12 @@ impl WeightStore {
         self.quantized = self.read_quantized_header()?;
         let packed = self.quantized.as_ref().map(|header| &header.tensors);
         let is_part = |name: &str| {
-            let owner = name.strip_suffix(".q").or_else(|| name.strip_suffix(".s"));
-            owner.is_some_and(|owner| packed.is_some_and(|p| p.contains_key(owner)))
+            let Some((owner, part)) = name.rsplit_once('.') else { return false };
+            packed.and_then(|p| p.get(owner)).is_some_and(|header| match part {
+                "q" | "s" => true,
+                "z" => header.offset != Offset::None,
+                _ => false,
+            })
         };
         let plain = self.entries.keys().filter(|name| !is_part(name));
         let mut names: Vec<String> =

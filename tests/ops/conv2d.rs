@@ -69,13 +69,21 @@ fn join(a: &[f32], b: &[f32], [ca, cb]: [usize; 2]) -> Vec<f32> {
     a.chunks(ca).zip(b.chunks(cb)).flat_map(|(a, b)| [a, b].concat()).collect()
 }
 
+fn layout(Case { channels: [ca, cb], rows, side, .. }: Case) -> Layout {
+    Layout { rows, taps: side * side, channels: ca + cb }
+}
+
 fn check(case: Case, seed: u64) {
+    let spec: QuantSpec = case.spec.parse().unwrap();
+    let layout = layout(case);
+    let packed = Packed::pack(&randn(seed, layout.len()), layout, &spec, None).unwrap();
+    check_packed(case, &packed, seed);
+}
+
+fn check_packed(case: Case, packed: &Packed, seed: u64) {
     let Some(gpu) = gpu() else { return };
     let Case { size: [b, h, w], channels: [ca, cb], rows, side, conv, then, .. } = case;
-    let spec: QuantSpec = case.spec.parse().unwrap();
-    let layout = Layout { rows, taps: side * side, channels: ca + cb };
-    let packed = Packed::pack(&randn(seed, layout.len()), layout, &spec, None).unwrap();
-    let weight = Weight::upload_windowed(gpu, "w", &packed, case.window).unwrap();
+    let weight = Weight::upload_windowed(gpu, "w", packed, case.window).unwrap();
     let bias = randn(seed + 1, rows);
     let vector = Vector::upload(gpu, "bias", &bias).unwrap();
     let row: Vec<u32> = (0..b as u32).map(|i| (2 * i + 1) % 5).collect();
@@ -164,6 +172,21 @@ fn odd_sizes_strides_and_upsampling() {
         check(Case { side, conv: SAME, size: [1, 6, 7], rows: 5, ..CASE }, 5);
     }
     check(Case { size: [1, 1, 1], rows: 1, channels: [1, 0], ..CASE }, 6);
+}
+
+#[test]
+fn forms_of_files_quantized_elsewhere() {
+    // With everything fused, and with a second input: the most bindings that a kernel has.
+    for channels in [[16, 0], [20, 0], [16, 8], [12, 20]] {
+        let then = if channels[1] == 0 { Then::Everything } else { Then::Residual };
+        let case = Case { channels, rows: 19, then, ..CASE };
+        for (spec, packed) in foreign(layout(case), 30) {
+            let spec: &'static str = spec.leak(); // a few names in the messages of one test
+            check_packed(Case { spec, ..case }, &packed, 31);
+            let window = packed.row_words() as u64 * 4 * 7;
+            check_packed(Case { spec, window, ..case }, &packed, 32);
+        }
+    }
 }
 
 #[test]

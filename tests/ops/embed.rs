@@ -15,12 +15,17 @@ const SPECS: [&str; 6] = [
 ];
 
 fn check(rows: usize, channels: usize, spec: &str, window: u64) {
-    let Some(gpu) = gpu() else { return };
     let spec: QuantSpec = spec.parse().unwrap();
     let packed =
         Packed::pack(&randn(1, rows * channels), Layout::linear(rows, channels), &spec, None)
             .unwrap();
-    let weight = Weight::upload_windowed(gpu, "w", &packed, window).unwrap();
+    check_packed(&spec.to_string(), &packed, window);
+}
+
+fn check_packed(spec: &str, packed: &Packed, window: u64) {
+    let Some(gpu) = gpu() else { return };
+    let (rows, channels) = (packed.layout.rows, packed.layout.channels);
+    let weight = Weight::upload_windowed(gpu, "w", packed, window).unwrap();
     // Every row, some twice, and ids that no window holds.
     let mut ids: Vec<u32> = (0..rows as u32).rev().chain([3, 3, 0]).collect();
     ids.extend([rows as u32, u32::MAX, 1 << 31]);
@@ -45,6 +50,11 @@ fn every_format_gives_its_rows_and_zeros_for_unknown_ids() {
     for spec in SPECS {
         check(37, 128, spec, 1 << 27);
         check(19, 20, spec, 1 << 27);
+    }
+    for channels in [128, 20] {
+        for (name, packed) in foreign(Layout::linear(37, channels), 3) {
+            check_packed(&name, &packed, packed.row_words() as u64 * 4 * 9);
+        }
     }
 }
 

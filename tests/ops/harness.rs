@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use inknib::gpu::{Elem, Gpu, GpuOptions, Without};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Var};
+use inknib::quant::{Layout, Offset, Packed};
 
 /// The device of `INKNIB_TEST_DEVICE` (index or name part; default: the best), without the features in
 /// `INKNIB_WITHOUT` (f16, subgroups, timestamps, limits, all). None, said once, if there is no adapter.
@@ -96,4 +97,35 @@ pub fn tolerance(act: Elem) -> f64 {
         Elem::F16 => 3.2e-7,
         _ => 1e-10,
     }
+}
+
+/// Forms that no recipe makes, as files that were quantized elsewhere have them: INT4 with zero points, with
+/// least values, with one group to a row, and INT8 in groups of 16. The weights have a standard deviation
+/// near 1.
+pub fn foreign(layout: Layout, seed: u64) -> Vec<(String, Packed)> {
+    let half = |v: f32| half::f16::from_f32(v);
+    let noise = randn(seed, layout.len());
+    let whole = layout.channels.next_multiple_of(8) as u32;
+    let form = |offset: Offset, group: u32| {
+        let count = layout.rows * layout.row_groups(group);
+        let codes: Vec<u8> = noise.iter().map(|v| (v * 3.0 + 8.0).clamp(0.0, 15.0) as u8).collect();
+        let scales: Vec<_> = randn(seed + 1, count).iter().map(|v| half(0.3 + 0.02 * v)).collect();
+        let offsets = randn(seed + 2, count).into_iter().map(|v| match offset {
+            Offset::Min => half(v - 2.4),
+            _ => half((8.0 + 2.0 * v).round().clamp(0.0, 16.0)),
+        });
+        let offsets: Vec<_> = offsets.collect();
+        let packed =
+            Packed::from_q4_codes_with_offsets(layout, group, offset, &codes, &scales, &offsets);
+        (format!("int4 {offset:?} g{group}"), packed.unwrap())
+    };
+    let count = layout.rows * layout.row_groups(16);
+    let codes: Vec<i8> = noise.iter().map(|v| (v * 40.0).clamp(-128.0, 127.0) as i8).collect();
+    let scales: Vec<_> = randn(seed + 3, count).iter().map(|v| half(0.025 + 0.002 * v)).collect();
+    let q8 = Packed::from_q8_codes(layout, 16, &codes, &scales).unwrap();
+    let mut all = vec![("int8 g16".to_string(), q8)];
+    all.extend(
+        [(Offset::Zero, 128), (Offset::Min, 32), (Offset::Zero, whole)].map(|(o, g)| form(o, g)),
+    );
+    all
 }

@@ -16,12 +16,17 @@ const SPECS: [&str; 6] = [
 ];
 
 fn check(m: usize, n: usize, k: usize, spec: &str, seed: u64, window: Option<u64>) {
-    let Some(gpu) = gpu() else { return };
     let spec: QuantSpec = spec.parse().unwrap();
     let w = randn(seed, n * k);
     let packed = Packed::pack(&w, Layout::linear(n, k), &spec, None).unwrap();
+    check_packed(m, &spec.to_string(), &packed, seed, window);
+}
+
+fn check_packed(m: usize, spec: &str, packed: &Packed, seed: u64, window: Option<u64>) {
+    let Some(gpu) = gpu() else { return };
+    let (n, k) = (packed.layout.rows, packed.layout.channels);
     let decoded = packed.decode();
-    let weight = Weight::upload_windowed(gpu, "w", &packed, window.unwrap_or(1 << 27)).unwrap();
+    let weight = Weight::upload_windowed(gpu, "w", packed, window.unwrap_or(1 << 27)).unwrap();
     let bias = randn(seed + 1, n);
     let vector = Vector::upload(gpu, "bias", &bias).unwrap();
     for act in acts(gpu) {
@@ -52,6 +57,17 @@ fn every_format_at_odd_shapes() {
     for (i, spec) in SPECS.iter().enumerate() {
         for (m, n, k) in [(1, 33, 172), (3, 8, 64), (5, 17, 9), (13, 40, 200), (64, 64, 128)] {
             check(m, n, k, spec, 10 + i as u64, None);
+        }
+    }
+}
+
+#[test]
+fn forms_of_files_quantized_elsewhere() {
+    for (m, n, k) in [(1, 33, 172), (3, 8, 64), (5, 17, 9), (13, 40, 200), (65, 72, 264)] {
+        for (name, packed) in foreign(Layout::linear(n, k), 20) {
+            check_packed(m, &name, &packed, 21, None);
+            // Windows that begin in the middle of a word of scales.
+            check_packed(m, &name, &packed, 22, Some(packed.row_words() as u64 * 4 * 7));
         }
     }
 }

@@ -1,0 +1,44 @@
+// Packed INT4, groupwise and asymmetric: w[row, tap, c] = s · (q − z), or s · q + m with OFFSET_MIN; q a nibble,
+// s and z (or m) an f16 each per group of GROUP channels of one tap.
+struct WeightInfo {
+    row_blocks: u32, // blocks of eight elements per row
+    tap_blocks: u32, // blocks per tap
+    row_groups: u32, // scales per row
+    tap_groups: u32, // scales per tap
+    cubic: f32,
+    rows: u32,
+    pad0: u32,
+    pad1: u32,
+}
+// Eight neighbouring channels.
+struct Eight { lo: vec4f, hi: vec4f }
+
+@group(1) @binding(0) var<uniform> info: WeightInfo;
+@group(1) @binding(1) var<storage, read> w_words: array<u32>;  // [rows, row_blocks] eight nibbles, low first
+@group(1) @binding(2) var<storage, read> w_scales: array<u32>; // [rows, row_groups] f16 s low, f16 z or m high
+
+// (s, z) or (s, m)
+fn weight_scale(row: u32, tap: u32, c8: u32) -> vec2f {
+    return unpack2x16float(w_scales[row * info.row_groups + tap * info.tap_groups + c8 / (GROUP / 8u)]);
+}
+
+fn weight_level(q: vec4f, s: vec2f) -> vec4f {
+    if (OFFSET_MIN) {
+        return s.x * q + s.y;
+    }
+    return s.x * (q - s.y);
+}
+
+fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
+    let word = w_words[row * info.row_blocks + tap * info.tap_blocks + c8];
+    let s = weight_scale(row, tap, c8);
+    let lo = vec4f((vec4u(word) >> vec4u(0u, 4u, 8u, 12u)) & vec4u(15u));
+    let hi = vec4f((vec4u(word) >> vec4u(16u, 20u, 24u, 28u)) & vec4u(15u));
+    return Eight(weight_level(lo, s), weight_level(hi, s));
+}
+
+fn weight(row: u32, tap: u32, c: u32) -> f32 {
+    let word = w_words[row * info.row_blocks + tap * info.tap_blocks + c / 8u];
+    let q = f32((word >> (4u * (c % 8u))) & 15u);
+    return weight_level(vec4f(q), weight_scale(row, tap, c / 8u)).x;
+}
