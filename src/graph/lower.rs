@@ -81,6 +81,8 @@ pub struct Dispatch {
     pub trips: u64,
     /// Floating-point operations, for reports and for splitting submissions.
     pub flops: u64,
+    /// Bytes of weights that are read, each counted once, for reports.
+    pub weight_bytes: u64,
 }
 
 impl Dispatch {
@@ -94,6 +96,7 @@ impl Dispatch {
             groups: [1, 1, 1],
             trips: 0,
             flops: 0,
+            weight_bytes: 0,
         }
     }
     pub fn arg(mut self, arg: impl Into<Arg>) -> Dispatch {
@@ -104,6 +107,12 @@ impl Dispatch {
     pub fn weight(mut self, chunk: &Chunk, format: Format) -> Dispatch {
         self.spec = weight_part(self.spec, format);
         self.weight = Some(chunk.clone());
+        self.weight_bytes = chunk.bytes();
+        self
+    }
+    /// Of the bound weight only so much is read (a few rows of a table).
+    pub fn weight_bytes(mut self, bytes: u64) -> Dispatch {
+        self.weight_bytes = bytes.min(self.weight_bytes);
         self
     }
     pub fn groups(mut self, x: usize, y: usize, z: usize) -> Dispatch {

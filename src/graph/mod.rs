@@ -20,6 +20,7 @@ use std::rc::Rc;
 pub use lower::{Arg, Dispatch, Kernels, Lower, MAX_TRIPS, Operand};
 pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;
+pub use storage::Arena;
 pub use weight::{Chunk, Vector, Weight, WeightInfo, weight_part};
 
 use crate::gpu::{Buffer, Elem};

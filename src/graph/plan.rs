@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use half::f16;
 
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
-use super::{Graph, Home, Node, fuse, storage};
+use super::{Arena, Graph, Home, Node, fuse, storage};
 use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, Step, interrupted};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
@@ -20,6 +20,8 @@ pub struct PlanOptions {
     pub no_fusion: bool,
     /// Fill all planned memory with NaN first, so that a value nobody wrote shows.
     pub poison: bool,
+    /// Memory shared with other plans, which then must not run before this one's outputs were read.
+    pub arena: Option<Arena>,
 }
 
 /// A value of the plan that the host can name.
@@ -36,6 +38,8 @@ pub struct Launch {
     pub op: &'static str,
     pub kernel: String,
     pub flops: u64,
+    /// Bytes of weights that it reads, each counted once.
+    pub weight_bytes: u64,
 }
 
 /// A computation ready to run.
@@ -164,6 +168,10 @@ impl Plan {
     /// Floating-point operations of one run.
     pub fn flops(&self) -> u64 {
         self.launches.iter().map(|l| l.flops).sum()
+    }
+    /// Bytes of weights that one run reads, each counted once.
+    pub fn weight_bytes(&self) -> u64 {
+        self.launches.iter().map(|l| l.weight_bytes).sum()
     }
     /// Milliseconds of each launch on the device, where it has timestamps.
     pub fn profile(&self) -> Result<Option<Vec<(Launch, f64)>>> {
@@ -328,13 +336,12 @@ impl Builder<'_> {
     }
 
     fn allocate(&self) -> Result<Vec<Buffer>> {
-        let mut buffers = Vec::new();
-        for bytes in &self.slots.sizes {
-            let buffer = self.gpu.buffer("activations", *bytes)?;
-            if self.options.poison {
-                self.gpu.write(&buffer, 0, &vec![0xff; buffer.bytes() as usize])?;
+        let arena = self.options.arena.clone().unwrap_or_default();
+        let buffers = arena.allocate(self.gpu, &self.slots.sizes)?;
+        if self.options.poison {
+            for buffer in &buffers {
+                self.gpu.write(buffer, 0, &vec![0xff; buffer.bytes() as usize])?;
             }
-            buffers.push(buffer);
         }
         Ok(buffers)
     }
@@ -374,7 +381,8 @@ impl Builder<'_> {
             })?;
             steps.push(step);
             let op = node.op.as_ref().map_or("", |op| op.name());
-            launches.push(Launch { op, kernel: dispatch.spec.describe(), flops: dispatch.flops });
+            let (flops, weight_bytes) = (dispatch.flops, dispatch.weight_bytes);
+            launches.push(Launch { op, kernel: dispatch.spec.describe(), flops, weight_bytes });
         }
         Ok((steps, launches))
     }

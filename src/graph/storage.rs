@@ -1,8 +1,49 @@
 //! Lifetimes → memory: values that never live at the same time share a buffer.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Home, Node};
+use crate::Result;
+use crate::gpu::{Buffer, Gpu};
+
+/// Activation memory of several plans that never run at the same time: it is as large as the largest
+/// of them needs, not as all together.
+#[derive(Clone, Debug, Default)]
+pub struct Arena(Arc<Mutex<Vec<Buffer>>>);
+
+impl Arena {
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> u64 {
+        self.buffers().iter().map(Buffer::bytes).sum()
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Buffer>> {
+        // A panic elsewhere leaves a list of buffers that is still true.
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A buffer for each size. The largest request takes the largest buffer; one that is too small is
+    /// replaced, and lives on in the plans that hold it.
+    pub(crate) fn allocate(&self, gpu: &Gpu, sizes: &[u64]) -> Result<Vec<Buffer>> {
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(sizes[*i]));
+        let mut held = self.buffers();
+        held.sort_by_key(|b| std::cmp::Reverse(b.bytes()));
+        let mut taken = vec![None; sizes.len()];
+        for (rank, index) in order.into_iter().enumerate() {
+            if held.get(rank).is_none_or(|b| b.bytes() < sizes[index]) {
+                let new = gpu.buffer("activations", sizes[index])?;
+                match held.get_mut(rank) {
+                    Some(old) => *old = new,
+                    None => held.push(new),
+                }
+            }
+            taken[index] = Some(held[rank].clone());
+        }
+        Ok(taken.into_iter().flatten().collect())
+    }
+}
 
 /// Sizes of the plan's slots and where each planned node lies.
 #[derive(Debug, Default)]

@@ -97,11 +97,7 @@ impl Weight {
     }
     /// Bytes on the GPU.
     pub fn bytes(&self) -> u64 {
-        self.0
-            .chunks
-            .iter()
-            .map(|c| c.words.bytes() + c.scales.as_ref().map_or(0, Buffer::bytes))
-            .sum()
+        self.0.chunks.iter().map(Chunk::bytes).sum()
     }
     /// Number of real weights.
     pub fn elements(&self) -> usize {
@@ -126,6 +122,10 @@ pub fn weight_part(spec: Spec, format: Format) -> Spec {
 }
 
 impl Chunk {
+    /// Bytes on the GPU.
+    pub fn bytes(&self) -> u64 {
+        self.words.bytes() + self.scales.as_ref().map_or(0, Buffer::bytes)
+    }
     /// Group 1 of a kernel joined with [`weight_part`].
     pub(crate) fn binds(&self) -> Vec<Option<Bind>> {
         let mut binds = vec![Some(Bind::whole(&self.info)), Some(Bind::whole(&self.words))];

@@ -115,6 +115,7 @@ impl Op for Embed {
                 .arg(&ids)
                 .arg(&y)
                 .weight(chunk, self.weight.format())
+                .weight_bytes(chunk.bytes() * tokens as u64 / chunk.rows.max(1) as u64)
                 .linear(items, 64);
             cx.dispatch(dispatch)?;
         }

@@ -2,19 +2,18 @@
 //! scores the same tokens (teacher-forced), as llama.cpp's `perplexity --kl-divergence` does.
 //! Only one set of weights is resident at a time.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::compare::{Check, Coarseness, LayerError, Limits, OnStage, Squares, Verdict, layers};
-use crate::gpu::{Elem, Gpu, interrupted};
-use crate::graph::{Graph, Kernels, Plan, PlanOptions};
+use super::scorer::{CHUNK, Scorer, argmax};
+use crate::gpu::{Elem, Gpu};
+use crate::graph::Kernels;
 use crate::nets::language::{Language, LanguageConfig};
-use crate::nn::{KvCache, LoadReport, Loader};
+use crate::nn::{LoadReport, Loader};
 use crate::quant::Recipe;
 use crate::quant::metrics::{kl_divergence, log_softmax};
-use crate::tensor::Tensor;
 use crate::text::template::{Message, RenderOptions, Template};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::WeightStore;
@@ -115,10 +114,6 @@ impl TextOptions {
     }
 }
 
-/// Tokens computed at once.
-const CHUNK: usize = 64;
-/// Bytes of logits that one chunk may take: half of what a binding always holds.
-const LOGIT_BYTES: usize = 64 << 20;
 /// llama.cpp's default window.
 const WINDOW: usize = 512;
 
@@ -136,100 +131,9 @@ impl Sequence {
     }
 }
 
-/// Runs a net over token sequences and reads logits.
-struct Scorer<'a> {
-    gpu: &'a Gpu,
-    net: &'a Language,
-    cache: KvCache,
-    act: Elem,
-    kernels: Kernels,
-    chunk: usize,
-    plans: HashMap<usize, Plan>,
-}
-
-impl<'a> Scorer<'a> {
-    fn new(
-        gpu: &'a Gpu,
-        net: &'a Language,
-        (context, act, kernels): (usize, Elem, Kernels),
-    ) -> Result<Scorer<'a>> {
-        let cache = net.config().kv_cache(gpu, context, act)?;
-        let chunk = (LOGIT_BYTES / 4 / net.config().vocab_size().max(1)).clamp(1, CHUNK);
-        Ok(Scorer { gpu, net, cache, act, kernels, chunk, plans: HashMap::new() })
-    }
-
-    fn plan(&self, size: usize, taps: bool) -> Result<Plan> {
-        let graph = Graph::new(self.act);
-        let ids = graph.input("ids", [1, size], Elem::U32);
-        let start = graph.input("start", [1], Elem::U32);
-        graph.output("logits", self.net.logits_all(ids, start, &self.cache));
-        let options = PlanOptions { kernels: self.kernels, taps, ..Default::default() };
-        Plan::new(self.gpu, &graph, &options)
-    }
-
-    /// Puts `ids` at `start` into the cache; the logits `[ids - from, vocab]` from position `from` of
-    /// `ids` on.
-    fn logits(&mut self, ids: &[u32], start: usize, from: usize) -> Result<Vec<f32>> {
-        let vocab = self.net.config().vocab_size();
-        let size = if ids.len() == 1 { 1 } else { self.chunk };
-        if !self.plans.contains_key(&size) {
-            self.plans.insert(size, self.plan(size, false)?);
-        }
-        let plan = &self.plans[&size];
-        let mut rows = Vec::new();
-        for (i, part) in ids.chunks(size).enumerate() {
-            interrupted()?;
-            let mut padded = part.to_vec();
-            padded.resize(size, 0);
-            plan.set_u32("ids", &padded)?;
-            plan.set_u32("start", &[(start + i * size) as u32])?;
-            plan.run()?;
-            let (first, end) = (i * size, i * size + part.len());
-            if end > from {
-                let logits = plan.read("logits")?;
-                rows.extend_from_slice(
-                    &logits[from.saturating_sub(first) * vocab..part.len() * vocab],
-                );
-            }
-        }
-        Ok(rows)
-    }
-
-    /// The logits `[scored, vocab]` of a sequence.
-    fn score(&mut self, sequence: &Sequence) -> Result<Vec<f32>> {
-        self.logits(&sequence.ids[..sequence.ids.len() - 1], 0, sequence.from)
-    }
-
-    /// Every tapped value for the beginning of a sequence.
-    fn taps(&self, sequence: &Sequence) -> Result<Vec<(String, Tensor)>> {
-        let ids = &sequence.ids[..sequence.ids.len().min(self.chunk)];
-        let plan = self.plan(ids.len(), true)?;
-        plan.set_u32("ids", ids)?;
-        plan.set_u32("start", &[0])?;
-        plan.run()?;
-        plan.taps()
-    }
-
-    /// Greedy tokens after `prompt`, the one that ends the turn with them.
-    fn greedy(&mut self, prompt: &[u32], most: usize, stops: &[u32]) -> Result<Vec<u32>> {
-        let mut tokens = Vec::new();
-        let mut logits = self.logits(prompt, 0, prompt.len() - 1)?;
-        loop {
-            let token = argmax(&logits) as u32;
-            tokens.push(token);
-            let at = prompt.len() + tokens.len() - 1;
-            if tokens.len() >= most || stops.contains(&token) || at + 1 >= self.cache.context() {
-                return Ok(tokens);
-            }
-            logits = self.logits(&[token], at, 0)?;
-        }
-    }
-}
-
-/// The lowest index of the largest value.
-fn argmax(values: &[f32]) -> usize {
-    let better = |best: usize, i: usize| if values[i] > values[best] { i } else { best };
-    (1..values.len()).fold(0, better)
+/// The logits `[scored, vocab]` of a sequence.
+fn score(scorer: &mut Scorer<'_>, sequence: &Sequence) -> Result<Vec<f32>> {
+    scorer.logits(&sequence.ids[..sequence.ids.len() - 1], 0, sequence.from)
 }
 
 struct Work<'a, 'b> {
@@ -260,7 +164,7 @@ pub fn compare_text(
     let mut scorer = Scorer::new(gpu, &net, (context, options.act, Kernels::Reference))?;
     work.answer(&mut scorer, &mut sequences)?;
     let base = work.score_all(&mut scorer, &sequences, "baseline")?;
-    let base_taps = scorer.taps(&sequences[0])?;
+    let base_taps = scorer.taps(&sequences[0].ids)?;
     drop(scorer);
     let floor = if options.floor {
         let mut scorer = Scorer::new(gpu, &net, (context, options.act, Kernels::Fast))?;
@@ -274,11 +178,11 @@ pub fn compare_text(
     let (net, resident) = work.load(&options.weights)?;
     let mut fast = Scorer::new(gpu, &net, (context, options.act, options.kernels))?;
     let mut reference = Scorer::new(gpu, &net, (context, options.act, Kernels::Reference))?;
-    let layers = layers(&fast.taps(&sequences[0])?, &base_taps)?;
+    let layers = layers(&fast.taps(&sequences[0].ids)?, &base_taps)?;
     let (mut totals, mut passages) = (Totals::default(), Vec::new());
     for (i, (sequence, base)) in sequences.iter().zip(&base).enumerate() {
         (work.on_stage)(&format!("{}, both kernels", options.weights), i, sequences.len());
-        let judged = [fast.score(sequence)?, reference.score(sequence)?];
+        let judged = [score(&mut fast, sequence)?, score(&mut reference, sequence)?];
         passages.push(work.passage(sequence, base, &judged, &mut totals)?);
     }
     let llm = totals.finish(floor);
@@ -389,7 +293,7 @@ impl Work<'_, '_> {
         let each = sequences.iter().enumerate();
         each.map(|(i, sequence)| {
             (self.on_stage)(stage, i, sequences.len());
-            scorer.score(sequence)
+            score(scorer, sequence)
         })
         .collect()
     }

@@ -5,6 +5,8 @@ pub mod compare;
 pub mod compare_image;
 pub mod compare_text;
 mod evaluate;
+pub mod perplexity;
+pub mod scorer;
 pub mod selftest;
 mod selftest_cases;
 pub mod verify;

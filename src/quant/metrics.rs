@@ -131,8 +131,13 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
 /// (the reference), in nats, as llama.cpp's `perplexity --kl-divergence` takes it:
 /// Σ p·(ln p − ln q) over the tokens with ln p > −16.
 pub fn kl_divergence(logits_p: &[f32], logits_q: &[f32]) -> f64 {
-    let (p, q) = (log_softmax(logits_p), log_softmax(logits_q));
-    p.iter().zip(&q).filter(|&(&p, _)| p > -16.0).map(|(&p, &q)| p.exp() * (p - q)).sum()
+    kl_divergence_of(&log_softmax(logits_p), &log_softmax(logits_q))
+}
+
+/// The same from the logarithms of both distributions.
+pub fn kl_divergence_of(log_p: &[f64], log_q: &[f64]) -> f64 {
+    let pairs = log_p.iter().zip(log_q).filter(|&(&p, _)| p > -16.0);
+    pairs.map(|(&p, &q)| p.exp() * (p - q)).sum()
 }
 
 #[cfg(test)]
