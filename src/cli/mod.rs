@@ -13,6 +13,8 @@ pub mod devices;
 pub mod doctor;
 pub mod generate;
 pub mod json;
+pub mod language;
+pub mod perplexity;
 pub mod progress;
 pub mod quantize;
 pub mod repl;
@@ -76,6 +78,8 @@ pub enum Command {
     Chat(chat::Args),
     /// Say what low-bit weights and fast kernels change against FP16 under reference kernels
     Compare(compare::Args),
+    /// Measure how well a language model predicts a text, and what its weights cost
+    Perplexity(perplexity::Args),
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
     /// Test whether a GPU computes right, and say how it will be used
@@ -96,6 +100,7 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Generate(args) => generate::run(args, ui),
         Command::Chat(args) => chat::run(args, ui),
         Command::Compare(args) => compare::run(args, ui),
+        Command::Perplexity(args) => perplexity::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
         Command::Verify(args) => verify::run(args, ui),

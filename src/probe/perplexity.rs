@@ -3,7 +3,7 @@
 //! windows, scores, standard errors, KL divergence and Δp are those of llama.cpp's
 //! `tools/perplexity/perplexity.cpp`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -188,7 +188,6 @@ struct Score {
 #[derive(Default)]
 pub struct Totals {
     scores: Vec<Score>,
-    windows: usize,
     based: bool,
 }
 
@@ -196,10 +195,6 @@ impl Totals {
     /// The perplexity so far.
     pub fn perplexity(&self) -> f64 {
         Mean::of(self.scores.iter().map(|s| s.nll)).mean.exp()
-    }
-    /// Tokens scored so far.
-    pub fn tokens(&self) -> usize {
-        self.scores.len()
     }
 
     /// Scores tokens under the model, and under the base if there is one; both logits are
@@ -220,11 +215,11 @@ impl Totals {
         self.scores.par_extend(targets.par_iter().enumerate().map(score));
     }
 
-    /// The figures.
+    /// The figures over so many windows.
     ///
     /// # Errors
     /// `Runtime` when the model's numbers are not finite.
-    pub fn finish(self, base: &str) -> Result<Perplexity> {
+    pub fn finish(self, windows: usize, base: &str) -> Result<Perplexity> {
         let nll = Mean::of(self.scores.iter().map(|s| s.nll));
         if !nll.mean.is_finite() {
             return Err(Error::Runtime(
@@ -238,7 +233,7 @@ impl Totals {
             perplexity,
             stderr: perplexity * nll.stderr,
             tokens: self.scores.len(),
-            windows: self.windows,
+            windows,
             against: self.based.then(|| self.against(base)),
         })
     }
@@ -312,7 +307,7 @@ pub fn score(
 ) -> Result<Totals> {
     let vocab = model.vocab();
     let step = base.as_ref().map_or(model.chunk(), |base| base.chunk().min(model.chunk()));
-    let mut totals = Totals { windows: windows.len(), based: base.is_some(), scores: Vec::new() };
+    let mut totals = Totals { based: base.is_some(), scores: Vec::new() };
     for (done, window) in windows.iter().enumerate() {
         on_window(done, windows.len(), totals.perplexity());
         let ids = &window.ids[..window.ids.len() - 1];
@@ -329,8 +324,8 @@ pub fn score(
     Ok(totals)
 }
 
-/// Where a text comes from.
-pub fn read_text(path: &PathBuf) -> Result<String> {
+/// Reads a file of UTF-8 text.
+pub fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     String::from_utf8(bytes).map_err(|e| {
         Error::Usage(format!(
@@ -348,13 +343,13 @@ mod tests {
     fn totals(rows: &[(f64, f64, f64, bool)]) -> Totals {
         let scores =
             rows.iter().map(|&(nll, base, kl, same)| Score { nll, base, kl, same }).collect();
-        Totals { scores, windows: 1, based: true }
+        Totals { scores, based: true }
     }
 
     #[test]
     fn figures_by_hand() {
         let all = totals(&[(1.0, 1.0, 0.0, true), (3.0, 2.0, 0.4, false), (2.0, 3.0, 0.2, true)]);
-        let p = all.finish("base").unwrap();
+        let p = all.finish(1, "base").unwrap();
         // Mean 2, variance 2/3, error √(2/3/2).
         assert!((p.perplexity - 2f64.exp()).abs() < 1e-12);
         assert!((p.stderr - 2f64.exp() * (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
@@ -372,7 +367,7 @@ mod tests {
 
     #[test]
     fn numbers_that_are_none_are_an_error() {
-        assert!(totals(&[(f64::NAN, 0.0, 0.0, true)]).finish("base").is_err());
-        assert!(totals(&[(f64::INFINITY, 0.0, 0.0, true)]).finish("base").is_err());
+        assert!(totals(&[(f64::NAN, 0.0, 0.0, true)]).finish(1, "base").is_err());
+        assert!(totals(&[(f64::INFINITY, 0.0, 0.0, true)]).finish(1, "base").is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::sampler::{Logits, Sampler};
 use crate::gpu::{Buffer, Elem, Gpu, PendingRead};
-use crate::graph::{Graph, Plan, PlanOptions, Var};
+use crate::graph::{Arena, Graph, Plan, PlanOptions, Var};
 use crate::nets::language::Language;
 use crate::nn::KvCache;
 use crate::ops::assign::assign;
@@ -26,6 +26,7 @@ pub struct Decoder {
     net: Language,
     cache: KvCache,
     options: PlanOptions,
+    arena: Arena,
     act: Elem,
     /// The newest token, u32 [1]; written by argmax, read by the next step.
     token: Buffer,
@@ -58,7 +59,7 @@ impl Decoder {
         net: Language,
         context: usize,
         act: Elem,
-        options: PlanOptions,
+        mut options: PlanOptions,
     ) -> Result<Decoder> {
         let most = net.config().max_position_embeddings();
         if context == 0 || context > most {
@@ -68,6 +69,8 @@ impl Decoder {
         }
         let cache = net.config().kv_cache(gpu, context, act)?;
         let token = gpu.buffer("token", 4)?;
+        // The plans run one after the other, and what a chunk leaves is copied or read before the next.
+        let arena = options.arena.get_or_insert_default().clone();
         let step = plan(gpu, &net, &cache, act, &options, Some(&token), 1)?;
         let prefill = HashMap::new();
         Ok(Decoder {
@@ -75,6 +78,7 @@ impl Decoder {
             net,
             cache,
             options,
+            arena,
             act,
             token,
             step,
@@ -95,6 +99,14 @@ impl Decoder {
     /// Bytes of the cache.
     pub fn cache_bytes(&self) -> u64 {
         self.cache.bytes()
+    }
+    /// Bytes of activations, of all plans together.
+    pub fn activation_bytes(&self) -> u64 {
+        self.arena.bytes()
+    }
+    /// Bytes of weights that one token reads.
+    pub fn weight_bytes_per_token(&self) -> u64 {
+        self.step.weight_bytes()
     }
     /// Forgets everything.
     pub fn reset(&mut self) {
