@@ -25,6 +25,7 @@ pub struct Chunk {
 struct Inner {
     format: Format,
     layout: Layout,
+    columns: Option<Buffer>,
     chunks: Vec<Chunk>,
 }
 
@@ -74,7 +75,9 @@ impl Weight {
             });
             row0 += count;
         }
-        Ok(Weight(Arc::new(Inner { format: packed.format, layout: packed.layout, chunks })))
+        let columns = packed.columns.as_deref().map(|c| gpu.upload(label, bytemuck::cast_slice(c)));
+        let (format, layout, columns) = (packed.format, packed.layout, columns.transpose()?);
+        Ok(Weight(Arc::new(Inner { format, layout, columns, chunks })))
     }
 
     pub fn format(&self) -> Format {
@@ -92,12 +95,17 @@ impl Weight {
     pub fn channels(&self) -> usize {
         self.0.layout.channels
     }
+    /// Where the channels were reordered: u32 `[channels]`, the channel of the source that each is.
+    pub fn columns(&self) -> Option<&Buffer> {
+        self.0.columns.as_ref()
+    }
     pub fn chunks(&self) -> &[Chunk] {
         &self.0.chunks
     }
     /// Bytes on the GPU.
     pub fn bytes(&self) -> u64 {
-        self.0.chunks.iter().map(Chunk::bytes).sum()
+        let chunks: u64 = self.0.chunks.iter().map(Chunk::bytes).sum();
+        chunks + self.columns().map_or(0, Buffer::bytes)
     }
     /// Number of real weights.
     pub fn elements(&self) -> usize {

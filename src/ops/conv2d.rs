@@ -145,6 +145,9 @@ fn shape_rule(
             "x {x:?} against a weight of {rows} rows, {taps} taps, {channels} channels"
         ));
     }
+    if weight.columns().is_some() {
+        return Err("the weight has reordered channels; it belongs to a linear layer".into());
+    }
     if conv.stride == 0 || x.is_empty() {
         return Err(format!("x {x:?} with a stride of {}", conv.stride));
     }

@@ -51,6 +51,8 @@ pub fn embed<'g>(ids: Var<'g>, weight: &Weight) -> Var<'g> {
     let shape = ids.shape();
     let fits = if ids.elem() != Elem::U32 || shape.rank() > 4 {
         Err(format!("ids {shape:?} of {:?}, expected u32 [batch, tokens]", ids.elem()))
+    } else if weight.columns().is_some() {
+        Err("the table has reordered channels; it belongs to a linear layer".into())
     } else if weight.taps() != 1 {
         Err(format!("the table has {} taps; it belongs to a convolution", weight.taps()))
     } else {

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::rc::Rc;
 
+use super::gather::gather;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::{ACTS, OpInfo, formats};
 use crate::gpu::{Elem, Source, Spec};
@@ -47,7 +48,8 @@ pub struct Matmul {
     out: Option<Elem>,
 }
 
-/// `x · wᵀ + bias`: `[.., K]` by a weight of N rows and K channels gives `[.., N]`.
+/// `x · wᵀ + bias`: `[.., K]` by a weight of N rows and K channels gives `[.., N]`. Where the weight's
+/// channels were reordered, x is gathered in their order first.
 #[track_caller]
 pub fn linear<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var<'g> {
     record(x, weight, bias, None)
@@ -79,6 +81,10 @@ fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<El
         act: Act::None,
         residual: false,
         out,
+    };
+    let x = match (&fits, weight.columns()) {
+        (Ok(_), Some(columns)) => gather(x, x.graph().external(columns, [k], Elem::U32)),
+        _ => x,
     };
     x.graph().record(op, &[x], fits, out.unwrap_or(x.graph().act()))
 }

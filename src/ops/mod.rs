@@ -9,6 +9,7 @@ pub mod concat;
 pub mod conv2d;
 pub mod embed;
 pub mod finite;
+pub mod gather;
 pub mod kv_cache;
 pub mod matmul;
 pub mod norm;
@@ -42,6 +43,7 @@ pub fn all() -> Vec<OpInfo> {
         conv2d::info(),
         embed::info(),
         finite::info(),
+        gather::info(),
         kv_cache::info(),
         matmul::info(),
         norm::info(),

@@ -10,6 +10,7 @@ mod concat;
 mod conv2d;
 mod embed;
 mod finite;
+mod gather;
 mod harness;
 mod kv_cache;
 mod matmul;
