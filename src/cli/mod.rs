@@ -4,6 +4,7 @@
 //! A command is a file with `pub struct Args` (clap) and `pub fn run(args: &Args, ui: &Ui) ->
 //! Result<()>`, a `mod` line, and an arm in [`Command`] and in `dispatch`.
 
+pub mod bench;
 pub mod chat;
 pub mod common;
 pub mod compare;
@@ -80,6 +81,8 @@ pub enum Command {
     Compare(compare::Args),
     /// Measure how well a language model predicts a text, and what its weights cost
     Perplexity(perplexity::Args),
+    /// Measure the speed and memory of a language model
+    Bench(bench::Args),
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
     /// Test whether a GPU computes right, and say how it will be used
@@ -101,6 +104,7 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Chat(args) => chat::run(args, ui),
         Command::Compare(args) => compare::run(args, ui),
         Command::Perplexity(args) => perplexity::run(args, ui),
+        Command::Bench(args) => bench::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
         Command::Verify(args) => verify::run(args, ui),

@@ -1,6 +1,6 @@
 //! One constructor for the device: error handler, lost callback, interrupt flag, watchdog.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
@@ -105,6 +105,7 @@ pub(super) struct Inner {
     pub(super) ledger: Arc<Ledger>,
     pub(super) trouble: Arc<Mutex<Option<Error>>>,
     pub(super) dummy: Buffer,
+    pub(super) submissions: AtomicU64,
     pub(super) submitted: Mutex<std::collections::VecDeque<wgpu::SubmissionIndex>>,
     summary: AdapterSummary,
     kernels: Cache,
@@ -152,7 +153,18 @@ impl Gpu {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
         let dummy = Buffer::new(&device, &ledger, "nothing", 256, usage)?;
         let (kernels, submitted) = (Cache::default(), Mutex::default());
-        let inner = Inner { device, queue, ledger, trouble, dummy, submitted, summary, kernels };
+        let submissions = AtomicU64::new(0);
+        let inner = Inner {
+            device,
+            queue,
+            ledger,
+            trouble,
+            dummy,
+            submissions,
+            submitted,
+            summary,
+            kernels,
+        };
         Ok(Gpu { inner: Arc::new(inner) })
     }
 

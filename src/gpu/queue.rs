@@ -1,6 +1,7 @@
 //! Prepared dispatches, submissions, waits that can be interrupted, and read-back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,16 @@ impl Gpu {
 
     /// Sends the commands to the device and returns at once, unless too much is in flight already.
     pub fn submit(&self, commands: &[Command]) -> Result<()> {
+        let encoder = self.encode(commands);
+        self.send(encoder).map(drop)
+    }
+
+    /// Submissions since the device was opened.
+    pub fn submissions(&self) -> u64 {
+        self.inner.submissions.load(Ordering::Relaxed)
+    }
+
+    fn encode(&self, commands: &[Command]) -> wgpu::CommandEncoder {
         let mut encoder = self.inner.device.create_command_encoder(&Default::default());
         let mut rest = commands;
         while let Some(command) = rest.first() {
@@ -153,17 +164,22 @@ impl Gpu {
                 }
             }
         }
+        encoder
+    }
+
+    fn send(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         let index = self.inner.queue.submit([encoder.finish()]);
+        self.inner.submissions.fetch_add(1, Ordering::Relaxed);
         self.check()?;
         let oldest = {
             let mut flight = self.inner.submitted.lock().unwrap_or_else(|e| e.into_inner());
-            flight.push_back(index);
+            flight.push_back(index.clone());
             if flight.len() > IN_FLIGHT { flight.pop_front() } else { None }
         };
-        match oldest {
-            Some(index) => self.wait_for(Some(index)),
-            None => Ok(()),
+        if let Some(index) = oldest {
+            self.wait_for(Some(index))?;
         }
+        Ok(index)
     }
 
     /// Waits until all that was submitted is done; Ctrl-C and a hung device end the wait.
@@ -211,14 +227,24 @@ impl Gpu {
     /// Asks for a copy of a range of a buffer as it is after all work submitted so far, without waiting:
     /// further work may be submitted before [`PendingRead::finish`]. `bytes` is rounded up to 4.
     pub fn read_later(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<PendingRead> {
+        self.submit_and_read(&[], buffer, offset, bytes)
+    }
+
+    /// Sends the commands and, in the same submission, asks for a range of a buffer as they leave it.
+    pub fn submit_and_read(
+        &self,
+        commands: &[Command],
+        buffer: &Buffer,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<PendingRead> {
         let padded = bytes.next_multiple_of(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging =
             Buffer::new(&self.inner.device, &self.inner.ledger, "read-back", padded, usage)?;
-        let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+        let mut encoder = self.encode(commands);
         encoder.copy_buffer_to_buffer(buffer.raw(), offset, staging.raw(), 0, padded);
-        let index = self.inner.queue.submit([encoder.finish()]);
-        self.check()?;
+        let index = self.send(encoder)?;
         let (send, receive) = mpsc::channel();
         staging.raw().map_async(wgpu::MapMode::Read, 0..padded, move |r| {
             let _ = send.send(r);

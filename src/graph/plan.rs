@@ -6,7 +6,7 @@ use half::f16;
 
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
 use super::{Arena, Graph, Home, Node, fuse, storage};
-use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, Step, interrupted};
+use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, interrupted};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -53,9 +53,9 @@ pub struct Plan {
     activation_bytes: u64,
 }
 
-/// Work in one submission: about a tenth of a second, so that no watchdog of a driver fires and Ctrl-C
-/// is answered.
-const FLOPS_PER_SUBMISSION_SOFTWARE: u64 = 1 << 30;
+/// Work in one submission: about a tenth of a second on a GPU, so that no watchdog of a driver fires. A
+/// software adapter has no watchdog; there it is about a second, which Ctrl-C may have to wait for.
+const FLOPS_PER_SUBMISSION_SOFTWARE: u64 = 1 << 32;
 const FLOPS_PER_SUBMISSION: u64 = 1 << 37;
 
 impl Plan {
@@ -124,6 +124,18 @@ impl Plan {
 
     /// Runs everything; returns when the work is submitted (reads wait for it).
     pub fn run(&self) -> Result<()> {
+        let last = self.submit_all_but_last()?;
+        self.gpu.submit(&last)
+    }
+
+    /// As [`Plan::run`], and asks for a range of a buffer as it is then, in the last submission.
+    pub fn run_and_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<PendingRead> {
+        let last = self.submit_all_but_last()?;
+        self.gpu.submit_and_read(&last, buffer, offset, bytes)
+    }
+
+    /// Cuts the work into submissions and sends all but the last.
+    fn submit_all_but_last(&self) -> Result<Vec<Command<'_>>> {
         let most = if self.gpu.caps().software {
             FLOPS_PER_SUBMISSION_SOFTWARE
         } else {
@@ -141,7 +153,7 @@ impl Plan {
             commands.push(Command::Run(step));
             flops += launch.flops;
         }
-        self.gpu.submit(&commands)
+        Ok(commands)
     }
 
     /// Reads an output (or input) as f32.

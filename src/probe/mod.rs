@@ -1,6 +1,7 @@
 //! Measuring: does this GPU compute right, how far is a net from the truth, and what do
 //! low-bit weights and fast kernels change.
 
+pub mod bench;
 pub mod compare;
 pub mod compare_image;
 pub mod compare_text;

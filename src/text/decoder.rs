@@ -88,6 +88,10 @@ impl Decoder {
         })
     }
 
+    /// Logits per token.
+    pub fn vocab_size(&self) -> usize {
+        self.net.config().vocab_size()
+    }
     /// Tokens that fit into the cache.
     pub fn context(&self) -> usize {
         self.context
@@ -209,6 +213,11 @@ impl Decoder {
         self.step.set_u32("start", &[position as u32])?;
         self.step.run()
     }
+    /// The same, and asks for the choice in the same submission.
+    fn submit_step_and_read(&self, position: usize) -> Result<PendingRead> {
+        self.step.set_u32("start", &[position as u32])?;
+        self.step.run_and_read(&self.token, 0, 4)
+    }
 
     fn greedy(
         &mut self,
@@ -222,12 +231,8 @@ impl Decoder {
         for count in 0..most {
             // The next step runs while this token travels back.
             let ahead = count + 1 < most;
-            let next = if ahead {
-                self.submit_step(self.cached.len())?;
-                Some(self.gpu.read_later(&self.token, 0, 4)?)
-            } else {
-                None
-            };
+            let next =
+                if ahead { Some(self.submit_step_and_read(self.cached.len())?) } else { None };
             let token = word(&pending.finish()?);
             check(token)?;
             match decoding {

@@ -1,0 +1,190 @@
+//! `inknib bench`: speed and memory of a language model, in llama-bench's table form.
+
+use serde_json::{Value, json};
+
+use super::common::{Family, GpuArgs, ModelArgs, Ui, table};
+use super::json;
+use super::language::{LoadedNet, load_net};
+use crate::gpu::{self, Gpu};
+use crate::graph::PlanOptions;
+use crate::probe::bench::{Measured, Memory, Test, measure};
+use crate::text::decoder::Decoder;
+use crate::{Error, Result};
+
+const EXAMPLES: &str = "\
+pp: tokens of a prompt per second; tg: tokens generated per second; @ d: with so many tokens in the cache.
+
+Examples:
+  inknib bench -m models/demo-chat -p 128 -n 64
+  inknib bench -m tinyllama/ -p 512 -n 64 -d 0,4096
+  inknib bench -m tinyllama/ --weights fp16 -r 5 --json";
+
+/// Flags of `inknib bench`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+    /// Tokens of the prompt, several with commas; 0 leaves this test out
+    #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
+    pub n_prompt: Vec<usize>,
+    /// Tokens to generate, several with commas; 0 leaves this test out
+    #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_value = "64")]
+    pub n_gen: Vec<usize>,
+    /// Tokens in the cache before each test, several with commas
+    #[arg(short = 'd', long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    pub n_depth: Vec<usize>,
+    /// Runs that count, after one that does not
+    #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+}
+
+impl Args {
+    fn tests(&self) -> Vec<Test> {
+        let mut tests = Vec::new();
+        for &depth in &self.n_depth {
+            let (prompts, counts) = (self.n_prompt.iter(), self.n_gen.iter());
+            tests.extend(prompts.filter(|n| **n > 0).map(|&prompt_tokens| Test {
+                prompt_tokens,
+                generated_tokens: 0,
+                depth,
+            }));
+            tests.extend(counts.filter(|n| **n > 0).map(|&generated_tokens| Test {
+                prompt_tokens: 0,
+                generated_tokens,
+                depth,
+            }));
+        }
+        tests
+    }
+}
+
+/// Measures every test; a row appears as soon as it is known.
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let tests = args.tests();
+    let context = tests.iter().map(Test::context).max().unwrap_or(0);
+    if context == 0 {
+        return Err(Error::Usage("nothing to measure: give -p or -n above 0".into()));
+    }
+    let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
+    let gpu = args.gpu.open()?;
+    let LoadedNet { net, report, seconds } = load_net(&gpu, &folder.path, &args.model.weights, ui)?;
+    let longest = net.config().max_position_embeddings();
+    if context > longest {
+        return Err(Error::Usage(format!(
+            "the tests need a context of {context} tokens, this model was trained for {longest}; give \
+             smaller -p, -n or -d"
+        )));
+    }
+    let family = net.config().family();
+    let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+    let mut decoder = Decoder::new(&gpu, net, context, args.model.act(&gpu)?, options)?;
+    let bar = ui.bar("bench", tests.len() as u64);
+    let mut rows = Vec::new();
+    for (done, test) in tests.iter().enumerate() {
+        bar.at(done as u64);
+        bar.say(test.name());
+        rows.push(measure(&gpu, &mut decoder, *test, args.repetitions as usize)?);
+    }
+    drop(bar);
+    let memory = Memory {
+        weights: report.resident_bytes(),
+        cache: decoder.cache_bytes(),
+        activations: decoder.activation_bytes(),
+        peak: gpu.ledger().peak(),
+        weights_read_per_token: decoder.weight_bytes_per_token(),
+    };
+    let name = folder.path.file_name().map_or(family.into(), |n| n.to_string_lossy().into_owned());
+    let model = Model {
+        name: format!("{name} {}", args.model.weights),
+        family,
+        weights: json::weights(
+            &args.model.weights,
+            report.bits_per_weight(),
+            report.resident_bytes(),
+        ),
+        bits: report.bits_per_weight(),
+        parameters: report.elements(),
+        load_seconds: seconds,
+        memory,
+    };
+    if ui.json() {
+        return ui.answer(&describe(&gpu, &model, &rows));
+    }
+    show(&gpu, &model, &rows, ui)
+}
+
+struct Model {
+    name: String,
+    family: &'static str,
+    weights: Value,
+    bits: f64,
+    parameters: u64,
+    load_seconds: f64,
+    memory: Memory,
+}
+
+fn describe(gpu: &Gpu, model: &Model, rows: &[Measured]) -> Value {
+    let entry = |row: &Measured| {
+        let mut entry = json!({
+            "model": model.name,
+            "family": model.family,
+            "weights": model.weights,
+            "parameters": model.parameters,
+            "memory": model.memory,
+        });
+        if let (Value::Object(entry), Value::Object(row)) = (&mut entry, json!(row)) {
+            entry.extend(row);
+        }
+        entry
+    };
+    let models: Vec<Value> = rows.iter().map(entry).collect();
+    json!({
+        "adapter": gpu.adapter().name,
+        "driver": gpu.adapter().driver,
+        "backend": gpu.adapter().backend,
+        "load_seconds": json::round(model.load_seconds, 3),
+        "compile_seconds": json::round(gpu.compile_cost().1, 3),
+        "models": models,
+    })
+}
+
+fn show(gpu: &Gpu, model: &Model, rows: &[Measured], ui: &Ui) -> Result<()> {
+    let mut out = table(&["model", "size", "params", "backend", "test", "t/s", "GB/s"]);
+    for row in rows {
+        out.add_row([
+            model.name.clone(),
+            gpu::mib(model.memory.weights),
+            format!("{:.2} M", model.parameters as f64 / 1e6),
+            gpu.adapter().backend.clone(),
+            row.test.clone(),
+            format!("{:.2} ± {:.2}", row.tokens_per_second, row.stddev),
+            row.gb_per_second.map_or(String::new(), |v| format!("{v:.2}")),
+        ]);
+    }
+    ui.line(&out.to_string())?;
+    let m = &model.memory;
+    let per_token = rows.iter().filter(|r| r.of.generated_tokens > 0);
+    let submissions = per_token.map(|r| r.submissions_per_token).fold(0.0, f64::max);
+    ui.line(&format!("{} ({})", gpu.adapter().name, gpu.adapter().driver))?;
+    ui.line(&format!(
+        "resident {}: weights {} ({:.2} bits each), cache {}, activations {}; peak {}",
+        gpu::mib(m.weights + m.cache + m.activations),
+        gpu::mib(m.weights),
+        model.bits,
+        gpu::mib(m.cache),
+        gpu::mib(m.activations),
+        gpu::mib(m.peak)
+    ))?;
+    ui.line(&format!(
+        "a token reads {} of weights, {:.2} x what is resident; {submissions:.2} submissions a token; \
+         load {:.1} s, {} kernels compiled in {:.1} s",
+        gpu::mib(m.weights_read_per_token),
+        m.weights_read_per_token as f64 / m.weights.max(1) as f64,
+        model.load_seconds,
+        gpu.compile_cost().0,
+        gpu.compile_cost().1
+    ))
+}

@@ -1,0 +1,86 @@
+//! `inknib bench` and `inknib perplexity` from outside, on the shipped model: the JSON that scripts may rely
+//! on, and errors for sizes that cannot be.
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn run(args: &[&str]) -> (i32, Value, String) {
+    let model = format!("{ROOT}/models/demo-chat");
+    let mut command = Command::cargo_bin("inknib").unwrap();
+    let output = command.args(args).args(["-m", &model, "--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let value = serde_json::from_str(&text).unwrap_or(Value::Null);
+    (output.status.code().unwrap(), value, String::from_utf8(output.stderr).unwrap())
+}
+
+/// Exit code 3: no adapter on this machine.
+fn skipped(code: i32) -> bool {
+    if code == 3 {
+        println!("skipped: no adapter");
+    }
+    code == 3
+}
+
+#[test]
+fn bench_prints_speed_and_memory() {
+    let (code, answer, error) = run(&["bench", "-p", "24", "-n", "8", "-d", "0,40", "-r", "1"]);
+    if skipped(code) {
+        return;
+    }
+    assert_eq!(code, 0, "{error}");
+    let rows = answer["models"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|r| r["test"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pp24", "tg8", "pp24 @ d40", "tg8 @ d40"]);
+    for row in rows {
+        assert!(row["tokens_per_second"].as_f64().unwrap() > 0.0, "{row}");
+        let memory = |name: &str| row["memory"][name].as_u64().unwrap();
+        // A token reads every matrix once, and of the embedding (tied: once more as the head) one row.
+        let (read, weights) = (memory("weights_read_per_token"), memory("weights"));
+        assert!(read as f64 <= 1.05 * weights as f64 && read * 2 > weights, "{read} of {weights}");
+        let resident = weights + memory("cache") + memory("activations");
+        // Besides: parameters of the plans, token ids, the literal tables, staging for read-back.
+        assert!(memory("peak") < resident + (1 << 20), "{} over {resident}", memory("peak"));
+    }
+    // A step is one submission; the prompt's few are counted with them.
+    let per_token = rows[1]["submissions_per_token"].as_f64().unwrap();
+    assert!((1.0..=1.5).contains(&per_token), "{per_token}");
+}
+
+#[test]
+fn bench_refuses_what_does_not_fit() {
+    let (code, answer, error) = run(&["bench", "-p", "512", "-n", "64", "-d", "4096"]);
+    if skipped(code) {
+        return;
+    }
+    assert_eq!((code, answer["code"].as_u64()), (2, Some(2)));
+    assert!(error.contains("4610") && error.contains("512"), "{error}");
+    let (code, _, error) = run(&["bench", "-p", "0", "-n", "0"]);
+    assert!(code == 2 && error.contains("nothing to measure"), "{code}: {error}");
+}
+
+#[test]
+fn perplexity_prints_what_scripts_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text.txt");
+    std::fs::write(&file, "Once there was a fox who lived near a quiet river. ".repeat(8)).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, answer, error) = run(&["perplexity", "-f", file, "--kl-divergence", "-c", "64"]);
+    if skipped(code) {
+        return;
+    }
+    assert_eq!(code, 0, "{error}");
+    for path in ["/perplexity", "/stderr", "/kl/mean", "/kl/p99", "/kl/max", "/same_top"] {
+        assert!(answer.pointer(path).is_some_and(Value::is_number), "{path}: {answer}");
+    }
+    assert_eq!(answer["tokens"], 63);
+    let (code, _, error) = run(&["perplexity", "-f", "/nowhere/text.txt"]);
+    assert!(code == 1 && error.contains("/nowhere/text.txt"), "{code}: {error}");
+    let (code, _, error) = run(&["perplexity", "-f", file, "--chunk", "9999"]);
+    assert!(code == 2 && error.contains("9999") && error.contains("512"), "{code}: {error}");
+    let binary = folder.path().join("binary.txt");
+    std::fs::write(&binary, [0x66, 0xff, 0xfe]).unwrap();
+    let (code, _, error) = run(&["perplexity", "-f", binary.to_str().unwrap()]);
+    assert!(code == 2 && error.contains("UTF-8") && error.contains("byte 1"), "{code}: {error}");
+}
