@@ -61,6 +61,10 @@ fn files_of_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     if let [only] = loose[..] {
         return Ok(vec![only.clone()]);
     }
+    let ggufs: Vec<&PathBuf> = others.iter().filter(|p| is_gguf_name(p)).collect();
+    if let (true, [only]) = (loose.is_empty(), &ggufs[..]) {
+        return Ok(vec![(*only).clone()]);
+    }
     let pickle = others.iter().find(|p| is_pickle_name(p));
     if let (true, Some(pickle)) = (loose.is_empty(), pickle) {
         return Err(pickle_error(pickle));
@@ -71,7 +75,12 @@ fn files_of_folder(folder: &Path) -> Result<Vec<PathBuf>> {
              unet/, vae/ and text_encoder/"
                 .to_string()
         }
-        (0, false) => format!("no weights here; looked for {} or a single *.safetensors", LOOKED),
+        (0, false) if ggufs.len() > 1 => {
+            format!("{} GGUF files here; name one of them", ggufs.len())
+        }
+        (0, false) => {
+            format!("no weights here; looked for {LOOKED}, a single *.safetensors or *.gguf")
+        }
         (n, _) => {
             format!("{n} safetensors files and none of them named {LOOKED}; name one of them")
         }
@@ -116,8 +125,13 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
+/// Whether the name is that of a GGUF file.
+pub(super) fn is_gguf_name(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
 /// Whether the name is one that PyTorch pickles have.
-fn is_pickle_name(path: &Path) -> bool {
+pub(super) fn is_pickle_name(path: &Path) -> bool {
     path.extension()
         .and_then(|e| e.to_str())
         .is_some_and(|e| ["bin", "ckpt", "pt", "pth"].contains(&e.to_ascii_lowercase().as_str()))

@@ -1,15 +1,30 @@
-//! Reading checkpoints. [`WeightStore`] maps safetensors files into memory and answers by tensor
-//! name; [`read_json`] reads the configuration beside them; [`read_tensors`] reads a small file
-//! whole. Nothing here knows the GPU, and no input, however damaged, panics.
+//! Reading checkpoints. [`WeightStore`] maps safetensors and GGUF files into memory and answers by
+//! tensor name; [`Checkpoint`] joins it with the configuration; [`read_json`] reads a configuration
+//! file; [`read_tensors`] reads a small file whole. Nothing here knows the GPU, and no input, however
+//! damaged, panics.
 
+mod bytes;
+mod checkpoint;
 mod config;
+mod gguf;
+mod gguf_blocks;
+mod gguf_config;
+mod gguf_meta;
+mod gguf_names;
+mod gguf_repack;
+mod gguf_store;
 mod locate;
 mod packed;
 mod quantize;
 mod store;
 mod view;
 
+pub use checkpoint::{Checkpoint, gguf_file, read_config};
 pub use config::read_json;
+pub use gguf::{Gguf, GgufTensor};
+pub use gguf_blocks::{GgmlType, decode as decode_ggml};
+pub use gguf_names::{ARCHITECTURES, Architecture};
+pub use gguf_repack::becomes;
 pub use quantize::{QuantizedReport, TensorReport, quantize};
 pub use safetensors::Dtype;
 pub use store::{WeightStore, read_tensors};

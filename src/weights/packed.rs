@@ -15,8 +15,25 @@ impl WeightStore {
     /// other is stored.
     ///
     /// A file of plain numbers is quantized as `spec` says. A quantized file decides for itself: its
-    /// packed weights come back bit for bit, and what it keeps plain stays F16 or F32.
+    /// packed weights come back bit for bit, or as near as the formats here allow
+    /// ([`becomes`](super::becomes) for GGUF), and what it keeps plain stays F16 or F32.
     pub fn pack(&self, name: &str, shape: &[usize], spec: &QuantSpec) -> Result<Packed> {
+        self.pack_as(name, shape, spec, true)
+    }
+
+    /// As [`WeightStore::pack`]; without `keep` the weights of a GGUF file are decoded and quantized
+    /// again as `spec` says.
+    pub fn pack_as(
+        &self,
+        name: &str,
+        shape: &[usize],
+        spec: &QuantSpec,
+        keep: bool,
+    ) -> Result<Packed> {
+        if let Some(packed) = self.gguf.as_ref().and_then(|gguf| gguf.pack(name, spec, keep)) {
+            self.expect(name, shape)?;
+            return packed.map_err(|e| self.about(name, e));
+        }
         let layout = layout_of(shape).ok_or_else(|| {
             Error::Runtime(format!("tensor `{name}`: a weight has 2 or 4 axes, not {shape:?}"))
         })?;
@@ -37,6 +54,27 @@ impl WeightStore {
             _ => conv_to_rows(&values, [shape[0], shape[1], shape[2], shape[3]]).0,
         };
         Packed::pack(&values, layout, &spec, None).map_err(|e| self.about(name, e))
+    }
+
+    /// The transpose `[N, K]` of the matrix `name`, whose shape in the checkpoint is `[K, N]` (GPT-2's
+    /// `Conv1D`), packed for the GPU. `keep` as in [`WeightStore::pack_as`].
+    pub fn pack_transposed(
+        &self,
+        name: &str,
+        [k, n]: [usize; 2],
+        spec: &QuantSpec,
+        keep: bool,
+    ) -> Result<Packed> {
+        self.expect(name, &[k, n])?;
+        let packed = self.gguf.as_ref().and_then(|g| g.pack_transposed(name, spec, keep));
+        let packed = match packed {
+            Some(packed) => packed,
+            None => {
+                let values = super::gguf_store::transpose(&self.values(name)?, k, n);
+                Packed::pack(&values, Layout::linear(n, k), spec, None)
+            }
+        };
+        packed.map_err(|e| self.about(name, e))
     }
 
     /// The packed weight of a quantized file, bit for bit as it was written; `None` where `name` is
@@ -66,6 +104,10 @@ impl WeightStore {
 
     /// A bias, a norm or any other vector of `len` numbers, as f32. Axes of length 1 do not matter.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        if let Some(values) = self.gguf.as_ref().and_then(|gguf| gguf.values(name)) {
+            self.expect(name, &[len])?;
+            return values.map_err(|e| self.about(name, e));
+        }
         let view = self.get(name)?;
         if view.len() != len || view.shape.iter().filter(|&&n| n != 1).count() > 1 {
             view.expect_shape(&[len])?;
@@ -75,6 +117,9 @@ impl WeightStore {
 
     /// All values of a tensor as f32 in PyTorch's own order, a packed weight decoded.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        if let Some(values) = self.gguf.as_ref().and_then(|gguf| gguf.values(name)) {
+            return values.map_err(|e| self.about(name, e));
+        }
         match self.packed(name) {
             None => self.get(name)?.to_f32(),
             Some(packed) => {
@@ -86,6 +131,9 @@ impl WeightStore {
 
     /// The shape of a tensor in PyTorch's order, plain or packed.
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        if let Some(shape) = self.gguf.as_ref().and_then(|gguf| gguf.shape(name)) {
+            return Ok(shape);
+        }
         match self.quantized().and_then(|header| header.tensors.get(name)) {
             Some(header) => Ok(&header.shape),
             None => Ok(self.get(name)?.shape),

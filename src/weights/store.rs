@@ -1,36 +1,22 @@
-//! [`WeightStore`]: tensors by name out of memory-mapped safetensors files.
+//! [`WeightStore`]: tensors by name out of memory-mapped files.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use sha2::{Digest, Sha256};
 
+use super::bytes::Bytes;
+use super::gguf::Gguf;
+use super::gguf_store::GgufTensors;
 use super::locate::{pickle_error, weight_files};
 use super::{View, nearest_names};
 use crate::quant::Offset;
 use crate::quant::file::FileHeader;
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
-
-/// The bytes of one file, mapped or held.
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Mmap),
-    Held(Vec<u8>),
-}
-
-impl Bytes {
-    fn get(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Held(bytes) => bytes,
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Shard {
@@ -47,8 +33,9 @@ struct Entry {
     range: Range<usize>,
 }
 
-/// The tensors of a checkpoint by name: one safetensors file or several shards, mapped into memory,
-/// so that only what is read is paged in.
+/// The tensors of a checkpoint by name: one safetensors file, several shards, or a GGUF file, mapped
+/// into memory, so that only what is read is paged in. The tensors of a GGUF file have Hugging Face's
+/// names and shapes here.
 #[derive(Debug)]
 pub struct WeightStore {
     path: PathBuf,
@@ -56,6 +43,8 @@ pub struct WeightStore {
     entries: BTreeMap<String, Entry>,
     /// The header of a file that `inknib quantize` wrote.
     quantized: Option<FileHeader>,
+    /// What takes the place of shards and entries for a GGUF file.
+    pub(super) gguf: Option<GgufTensors>,
     /// Names as the model knows them: a packed weight once, under its own name.
     names: Vec<String>,
 }
@@ -63,15 +52,36 @@ pub struct WeightStore {
 impl WeightStore {
     /// Opens a `.safetensors` file, an index of shards, or a folder that holds either under one of
     /// the Hub's customary names (`model`, `diffusion_pytorch_model`, `weights`, their `fp16`
-    /// variants) or a single file of any name.
+    /// variants) or a single file of any name. A `.gguf` file, or a folder without safetensors that
+    /// holds exactly one, as well.
     pub fn open(path: impl AsRef<Path>) -> Result<WeightStore> {
         let path = path.as_ref();
         let mut store = WeightStore::empty(path);
         for file in weight_files(path)? {
             let bytes = map(&file)?;
+            if bytes.get().starts_with(b"GGUF") {
+                return WeightStore::from_gguf(Gguf::new(&file, bytes)?);
+            }
             store.add(file, bytes)?;
         }
         store.finish()
+    }
+
+    /// A store over an opened GGUF file.
+    ///
+    /// # Errors
+    /// `Model` for an architecture there is no net for, and for types and tensors that are not read.
+    pub fn from_gguf(gguf: Gguf) -> Result<WeightStore> {
+        let mut store = WeightStore::empty(gguf.path());
+        let tensors = GgufTensors::new(gguf)?;
+        store.names = tensors.names().cloned().collect();
+        store.gguf = Some(tensors);
+        Ok(store)
+    }
+
+    /// The GGUF file behind this store, if it is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_ref().map(GgufTensors::gguf)
     }
 
     /// A store over the bytes of a safetensors file held in memory; `name` stands for the file in
@@ -88,6 +98,7 @@ impl WeightStore {
             shards: vec![],
             entries: BTreeMap::new(),
             quantized: None,
+            gguf: None,
             names: vec![],
         }
     }
@@ -138,7 +149,8 @@ impl WeightStore {
 
     /// The files that are mapped, in the order of their shards.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.shards.iter().map(|shard| shard.path.as_path())
+        let gguf = self.gguf().map(Gguf::path);
+        self.shards.iter().map(|shard| shard.path.as_path()).chain(gguf)
     }
 
     /// The names of all tensors, sorted; a packed weight once, under its own name.
@@ -160,6 +172,7 @@ impl WeightStore {
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         self.shards.iter().for_each(|shard| hash.update(shard.bytes.get()));
+        self.gguf().into_iter().for_each(|gguf| hash.update(gguf.file()));
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -244,16 +257,11 @@ pub fn read_tensors(path: impl AsRef<Path>) -> Result<Vec<(String, Tensor)>> {
 }
 
 fn map(path: &Path) -> Result<Bytes> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-    if length == 0 {
-        return Err(damaged(path, "it is empty"));
+    let bytes = Bytes::map(path)?;
+    match bytes.get().is_empty() {
+        true => Err(damaged(path, "it is empty")),
+        false => Ok(bytes),
     }
-    // SAFETY: the map is read only and private to this store. Another process that shortens the
-    // file while it is mapped would end this one with SIGBUS, as with every program that maps
-    // files; weights are not edited while they are in use.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-    Ok(Bytes::Mapped(map))
 }
 
 /// The start of the data and the parsed header.
@@ -262,7 +270,7 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
         return Err(pickle_error(path));
     }
     if bytes.starts_with(b"GGUF") {
-        return Err(damaged(path, "it is a GGUF file"));
+        return Err(damaged(path, "it is a GGUF file, which is never a part of another one"));
     }
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(damaged(

@@ -1,0 +1,36 @@
+//! The bytes of a file: mapped, or held in memory.
+
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::{Error, Result};
+
+/// The bytes of one file, mapped or held.
+#[derive(Debug)]
+pub(super) enum Bytes {
+    Mapped(Mmap),
+    Held(Vec<u8>),
+}
+
+impl Bytes {
+    /// Maps a file; an empty one gives no bytes.
+    pub(super) fn map(path: &Path) -> Result<Bytes> {
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
+            return Ok(Bytes::Held(vec![]));
+        }
+        // SAFETY: the map is read only and private to its owner. Another process that shortens the
+        // file while it is mapped would end this one with SIGBUS, as with every program that maps
+        // files; weights are not edited while they are in use.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        Ok(Bytes::Mapped(map))
+    }
+
+    pub(super) fn get(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Held(bytes) => bytes,
+        }
+    }
+}
