@@ -1,13 +1,12 @@
 """Golden GGUF files, written by gguf-py, and what it decodes them to.
 
     pip install gguf tokenizers numpy safetensors
-    python tools/golden_gguf.py [--shared ../shared] [--out tests/golden/gguf]
+    python tools/golden_gguf.py [--out tests/golden/gguf]
 
 blocks.gguf      one small matrix of random bytes with finite scales for each type, and metadata of
                  each kind; blocks.safetensors holds gguf-py's decoding of the same bytes
-bpe/             a small byte-level BPE for each pre-tokenizer that tests compare: tokenizer.json and
-                 the same as vocab.gguf, and ids.json with texts and their ids
-llama2.gguf      (only with --large DIR) the vocabulary of ../shared's Llama 2 tokenizer
+bpe/             for some pre-tokenizers a small byte-level BPE as a GGUF vocabulary, and texts with
+                 the ids that the tokenizers package gives with the split of that model family
 """
 
 import argparse
@@ -139,37 +138,10 @@ def byte_level(out, name, pre, pattern, digits=False):
     (folder / f"{name}.json").write_text(json.dumps(cases, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
-def llama2(shared, out):
-    """The vocabulary of a tokenizer.json that was converted from SentencePiece: the scores of a BPE
-    vocabulary are the negative ranks (its merges are sorted by them)."""
-    data = json.loads((shared / "data/tokenizers/llama2/tokenizer.json").read_text(encoding="utf-8"))
-    vocab = data["model"]["vocab"]
-    tokens = [t for t, _ in sorted(vocab.items(), key=lambda item: item[1])]
-    special = {t["content"] for t in data["added_tokens"]}
-    scores, kinds = [], []
-    for i, token in enumerate(tokens):
-        byte = len(token) == 6 and token.startswith("<0x")
-        kinds.append(2 if token == "<unk>" else 3 if token in special else 6 if byte else 1)
-        scores.append(0.0 if i < 259 else float(259 - i))
-    writer = gguf.GGUFWriter(out / "llama2.gguf", "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores(scores)
-    writer.add_token_types(kinds)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-
-
 def main():
     here = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=here / "tests/golden/gguf")
-    parser.add_argument("--shared", type=Path, default=here.parent / "shared")
-    parser.add_argument("--large", type=Path, help="where llama2.gguf goes")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     blocks(args.out)
@@ -177,9 +149,6 @@ def main():
     byte_level(args.out, "llama3", "llama-bpe", LLAMA3)
     byte_level(args.out, "gpt2", "gpt-2", None)
     byte_level(args.out, "smollm", "smollm", None, digits=True)
-    if args.large:
-        args.large.mkdir(parents=True, exist_ok=True)
-        llama2(args.shared, args.large)
 
 
 main()

@@ -25,9 +25,10 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
         match gguf_file(path)? {
-            None => {
-                Ok(Checkpoint { config: read_json(path, "config.json")?, store: WeightStore::open(path)? })
-            }
+            None => Ok(Checkpoint {
+                config: read_json(path, "config.json")?,
+                store: WeightStore::open(path)?,
+            }),
             Some(file) => {
                 let gguf = Gguf::open(file)?;
                 let config = config(&gguf)?;
@@ -64,7 +65,8 @@ pub fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_file() {
         return Ok(is_gguf_name(path).then(|| path.to_path_buf()));
     }
-    if !path.is_dir() || path.join("config.json").exists() || path.join("model_index.json").exists() {
+    if !path.is_dir() || path.join("config.json").exists() || path.join("model_index.json").exists()
+    {
         return Ok(None);
     }
     let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;

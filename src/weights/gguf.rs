@@ -226,9 +226,11 @@ fn read(bytes: &[u8]) -> Result<Header, Bad> {
     let version = cursor.u32()?;
     match version {
         2 | 3 => {}
-        1 => return Err("it has version 1, which llama.cpp gave up in 2023; convert it again from \
+        1 => {
+            return Err("it has version 1, which llama.cpp gave up in 2023; convert it again from \
                          the original weights"
-            .into()),
+                .into());
+        }
         // The version's own bytes come in the other order.
         v if v & 0xffff == 0 && v != 0 => {
             return Err("it is big-endian; convert it again, without --bigendian".into());

@@ -262,10 +262,7 @@ pub(super) fn k_scale(b: &[u8], n: usize) -> (f32, f32) {
     let s = &b[4..16];
     let (sc, mn) = match n {
         0..4 => (s[n] & 63, s[n + 4] & 63),
-        _ => (
-            (s[n + 4] & 15) | (s[n - 4] >> 6) << 4,
-            (s[n + 4] >> 4) | (s[n] >> 6) << 4,
-        ),
+        _ => ((s[n + 4] & 15) | (s[n - 4] >> 6) << 4, (s[n + 4] >> 4) | (s[n] >> 6) << 4),
     };
     (half_at(b, 0) * f32::from(sc), half_at(b, 2) * f32::from(mn))
 }

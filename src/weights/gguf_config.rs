@@ -28,7 +28,9 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value> {
         }
     }
     reader.own(&mut map)?;
-    for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+    for (key, name) in
+        [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")]
+    {
         if let Some(id) = gguf.count(&format!("tokenizer.ggml.{name}_token_id"))? {
             map.insert(key.to_string(), json!(id));
         }
@@ -167,7 +169,8 @@ impl Reader<'_> {
             }
             Phi3 => {
                 put("sliding_window", json!(window));
-                let original = self.gguf.count(&self.key("rope.scaling.original_context_length"))?;
+                let original =
+                    self.gguf.count(&self.key("rope.scaling.original_context_length"))?;
                 if let Some(original) = original {
                     put("original_max_position_embeddings", json!(original));
                 }
@@ -216,7 +219,7 @@ impl Reader<'_> {
         };
         let slides = |i: usize| match &flags {
             Some(flags) => flags[i],
-            None => (i + 1) % every != 0,
+            None => !(i + 1).is_multiple_of(every),
         };
         let names = (0..layers).map(|i| match window && slides(i) {
             true => "sliding_attention",

@@ -151,12 +151,15 @@ impl<'a> Cursor<'a> {
 
     fn kind(&mut self, name: &str) -> Result<Kind, Bad> {
         let number = self.u32()?;
-        Kind::from_number(number).ok_or_else(|| format!("`{name}` has a value of unknown kind {number}"))
+        Kind::from_number(number)
+            .ok_or_else(|| format!("`{name}` has a value of unknown kind {number}"))
     }
 
     fn elements(&mut self, name: &str, depth: usize) -> Result<(Kind, usize, Range<usize>), Bad> {
         if depth == MOST_NESTING {
-            return Err(format!("`{name}` has arrays within arrays, more than {MOST_NESTING} deep"));
+            return Err(format!(
+                "`{name}` has arrays within arrays, more than {MOST_NESTING} deep"
+            ));
         }
         let kind = self.kind(name)?;
         let count = self.count(&format!("the length of the array `{name}`"), MOST_ELEMENTS)?;

@@ -97,13 +97,16 @@ pub(super) fn sources(gguf: &Gguf, architecture: Architecture) -> Result<BTreeMa
         if ROPE_TENSORS.contains(&name.as_str()) {
             continue;
         }
-        let refuse = |why: &str| {
-            Error::Model(format!("{}: tensor `{name}` {why}", gguf.path().display()))
-        };
-        let unknown = || refuse(&format!("does not belong to a model of the kind {}", architecture.name()));
+        let refuse =
+            |why: &str| Error::Model(format!("{}: tensor `{name}` {why}", gguf.path().display()));
+        let unknown =
+            || refuse(&format!("does not belong to a model of the kind {}", architecture.name()));
         let (target, kind) = hugging_face(architecture, name).ok_or_else(unknown)?;
         if tensor.shape.len() > 2 {
-            return Err(refuse(&format!("has the shape {:?}; 1 or 2 axes are expected", tensor.shape)));
+            return Err(refuse(&format!(
+                "has the shape {:?}; 1 or 2 axes are expected",
+                tensor.shape
+            )));
         }
         let plain = Source {
             tensor: name.clone(),
@@ -122,7 +125,10 @@ pub(super) fn sources(gguf: &Gguf, architecture: Architecture) -> Result<BTreeMa
             Kind::Rotated => {
                 let interleaved = matches!(architecture, Llama | SmolLm3).then_some(heads.dim);
                 if interleaved.is_some_and(|d| !d.is_multiple_of(2) || !rows.is_multiple_of(d)) {
-                    return Err(refuse(&format!("has {rows} rows, no multiple of the head's {}", heads.dim)));
+                    return Err(refuse(&format!(
+                        "has {rows} rows, no multiple of the head's {}",
+                        heads.dim
+                    )));
                 }
                 vec![(target, Source { rows: Rows { first: 0, interleaved }, ..plain })]
             }
@@ -190,7 +196,9 @@ impl Heads {
         if kv == 0 || dim == 0 || !heads.is_multiple_of(kv) || heads.checked_mul(dim).is_none() {
             return Err(gguf.bad(
                 &key("attention.head_count"),
-                &format!("of {heads} over {kv} key/value heads of {dim} channels makes no attention"),
+                &format!(
+                    "of {heads} over {kv} key/value heads of {dim} channels makes no attention"
+                ),
             ));
         }
         Ok(Heads { heads, kv, dim })
@@ -229,7 +237,8 @@ fn split(target: &str, whole: Source, heads: &Heads) -> Option<Vec<(String, Sour
 fn hugging_face(architecture: Architecture, name: &str) -> Option<(String, Kind)> {
     let (stem, part) = name.rsplit_once('.').filter(|(_, p)| ["weight", "bias"].contains(p))?;
     let gpt2 = architecture == Gpt2;
-    let Some((layer, stem)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+    let Some((layer, stem)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.'))
+    else {
         let (to, kind) = match (stem, architecture) {
             ("token_embd", Gpt2) => ("transformer.wte", Kind::Plain),
             ("position_embd", Gpt2) => ("transformer.wpe", Kind::Plain),

@@ -111,7 +111,9 @@ impl GgufTensors {
         let row = layout.channels / tensor.ty.block() * tensor.ty.block_bytes();
         let needed = (source.rows.first + layout.rows).checked_mul(row);
         match needed {
-            Some(needed) if needed <= data.len() && layout.channels.is_multiple_of(tensor.ty.block()) => {
+            Some(needed)
+                if needed <= data.len() && layout.channels.is_multiple_of(tensor.ty.block()) =>
+            {
                 Ok(data)
             }
             _ => Err(Error::Model(format!("`{}` has too few rows", source.tensor))),
