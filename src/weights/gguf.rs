@@ -227,9 +227,11 @@ fn read(bytes: &[u8]) -> Result<Header, Bad> {
     match version {
         2 | 3 => {}
         1 => {
-            return Err("it has version 1, which llama.cpp gave up in 2023; convert it again from \
+            return Err(
+                "it has version 1, which llama.cpp gave up in 2023; convert it again from \
                          the original weights"
-                .into());
+                    .into(),
+            );
         }
         // The version's own bytes come in the other order.
         v if v & 0xffff == 0 && v != 0 => {
