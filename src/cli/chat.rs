@@ -1,19 +1,22 @@
 //! `inknib chat`: a conversation, or one answer with `-p`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::common::{Family, GpuArgs, ModelArgs, Ui};
+use super::common::{Family, GpuArgs, ModelArgs, Ui, print_json_line};
+use super::sampling::SamplingArgs;
 use super::{json, repl};
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::nets::language::{Language, LanguageConfig};
 use crate::nn::Loader;
+use crate::probe::perplexity::read_text;
 use crate::text::chat::{Answer, Chat, Ended};
 use crate::text::decoder::Decoder;
 use crate::text::generation_config::{GenerationConfig, Overrides};
+use crate::text::sampler::Chosen;
 use crate::text::template::Message;
 use crate::weights::WeightStore;
 use crate::{Error, Result};
@@ -36,48 +39,20 @@ pub struct Args {
     /// One question; without it a conversation begins
     #[arg(short, long)]
     pub prompt: Option<String>,
+    /// The question from a file; - is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
     /// What the assistant is told first
     #[arg(long, visible_alias = "sys")]
     pub system: Option<String>,
-    /// Most new tokens of an answer [default: the model's own]
-    #[arg(short = 'n', long, visible_alias = "max-new-tokens", value_name = "N")]
-    pub max_tokens: Option<usize>,
     /// Tokens that the conversation may have [default: what the model was trained for, at most 4096]
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N")]
     pub context: Option<usize>,
-    /// 0 takes the likeliest token always [default: the model's own]
-    #[arg(long, visible_alias = "temperature", value_name = "T")]
-    pub temp: Option<f32>,
-    /// Choose among the k likeliest tokens
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Choose among the likeliest tokens that have this probability together
-    #[arg(long, value_name = "P")]
-    pub top_p: Option<f32>,
-    /// Choose among tokens at least this likely relative to the likeliest
-    #[arg(long, value_name = "P")]
-    pub min_p: Option<f32>,
-    /// Makes tokens that were used less likely; 1 is off
-    #[arg(long, visible_alias = "repetition-penalty", value_name = "R")]
-    pub repeat_penalty: Option<f32>,
-    /// Seed of the choices: the same seed gives the same text
-    #[arg(short, long)]
-    pub seed: Option<u64>,
-}
-
-impl Args {
-    fn overrides(&self) -> Overrides {
-        Overrides {
-            temperature: self.temp,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repeat_penalty,
-            seed: self.seed,
-            max_new_tokens: self.max_tokens,
-            ..Default::default()
-        }
-    }
+    /// Stream the answer as JSON, one object a line; without -p each line of standard input is a turn
+    #[arg(long, conflicts_with = "json")]
+    pub jsonl: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
 }
 
 /// A loaded model with what it took.
@@ -126,34 +101,123 @@ pub fn load(
 /// Answers one question, or holds a conversation.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
-    GenerationConfig::load(&folder.path)?.sampler_options(&args.overrides()).check()?;
+    GenerationConfig::load(&folder.path)?.sampler_options(&args.sampling.overrides()).check()?;
     let gpu = args.gpu.open()?;
-    let mut loaded = load(&gpu, &folder.path, &args.model, args.context, args.overrides(), ui)?;
+    let mut loaded =
+        load(&gpu, &folder.path, &args.model, args.context, args.sampling.overrides(), ui)?;
     if let Some(system) = &args.system {
         loaded.chat.set_system(system);
     }
-    let Some(prompt) = &args.prompt else {
-        if ui.json() {
-            let question = std::io::read_to_string(std::io::stdin())
-                .map_err(|e| Error::io("standard input", e))?;
-            return answer(&gpu, &mut loaded, question.trim(), args, ui);
-        }
-        ui.note(&format!("{} on {}", folder.path.display(), gpu.adapter().name));
-        let mut talker = Conversation { chat: loaded.chat, told: false };
-        return repl::run(&mut talker, &repl::ReplOptions::new(gpu::interrupt()));
+    for setting in &loaded.chat.generation().unserved {
+        ui.note(&format!(
+            "the model's generation_config.json asks for {setting}, which is not followed here"
+        ));
+    }
+    let prompt = match (&args.prompt, &args.file) {
+        (Some(prompt), _) => Some(prompt.clone()),
+        (None, Some(file)) => Some(read_question(file)?),
+        (None, None) if ui.json() => Some(read_question(Path::new("-"))?),
+        (None, None) => None,
     };
-    answer(&gpu, &mut loaded, prompt, args, ui)
+    match prompt {
+        Some(prompt) if args.jsonl => stream(&gpu, &mut loaded, &prompt, args).map(drop),
+        Some(prompt) => answer(&gpu, &mut loaded, &prompt, args, ui),
+        None if args.jsonl => stream_turns(&gpu, &mut loaded, args),
+        None => {
+            ui.note(&format!("{} on {}", folder.path.display(), gpu.adapter().name));
+            let mut talker = Conversation { chat: loaded.chat, told: false };
+            repl::run(&mut talker, &repl::ReplOptions::new(gpu::interrupt()))
+        }
+    }
+}
+
+/// The text of a file, or of standard input for `-`.
+fn read_question(file: &Path) -> Result<String> {
+    let text = match file == Path::new("-") {
+        true => {
+            std::io::read_to_string(std::io::stdin()).map_err(|e| Error::io("standard input", e))
+        }
+        false => read_text(file),
+    }?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(Error::Usage(format!("{}: there is no question in it", file.display())));
+    }
+    Ok(text.to_string())
 }
 
 fn answer(gpu: &Gpu, loaded: &mut Loaded, prompt: &str, args: &Args, ui: &Ui) -> Result<()> {
     let answer = say(loaded, prompt, ui)?;
     if ui.json() {
-        ui.answer(&describe(gpu, loaded, &answer, args))?;
+        ui.answer(&describe(gpu, loaded, &answer, args)?)?;
     } else {
         ui.line("")?;
         ui.note(&summary(gpu, loaded, &answer));
     }
     if answer.ended == Ended::Interrupted { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// `--jsonl`: `{"type": "text", "text": …}` for each piece as it is certain, then one
+/// `{"type": "answer", …}` with all that `--json` prints.
+fn stream(gpu: &Gpu, loaded: &mut Loaded, prompt: &str, args: &Args) -> Result<Answer> {
+    let mut broken = Ok(());
+    let answer = loaded.chat.say(prompt, &mut |piece| {
+        if broken.is_ok() {
+            broken = print_json_line(&json!({ "type": "text", "text": piece }));
+        }
+    })?;
+    broken?;
+    let mut last = json!({ "type": "answer" });
+    if let (Value::Object(last), Value::Object(all)) =
+        (&mut last, describe(gpu, loaded, &answer, args)?)
+    {
+        last.extend(all);
+    }
+    print_json_line(&last)?;
+    if answer.ended == Ended::Interrupted { Err(Error::Interrupted) } else { Ok(answer) }
+}
+
+/// Each line of standard input is a turn: plain text, or a JSON object with `prompt`, or with `messages`
+/// that replace the conversation and end with the user's.
+fn stream_turns(gpu: &Gpu, loaded: &mut Loaded, args: &Args) -> Result<()> {
+    for line in std::io::stdin().lines() {
+        let line = line.map_err(|e| Error::io("standard input", e))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let prompt = turn(&line, loaded)?;
+        stream(gpu, loaded, &prompt, args)?;
+    }
+    Ok(())
+}
+
+fn turn(line: &str, loaded: &mut Loaded) -> Result<String> {
+    if !line.trim_start().starts_with('{') {
+        return Ok(line.to_string());
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Turn {
+        prompt: Option<String>,
+        messages: Option<Vec<Message>>,
+    }
+    let wrong = |why: String| {
+        Error::Usage(format!(
+            "standard input: {why}; a line is a question, {{\"prompt\": …}} or {{\"messages\": […]}}"
+        ))
+    };
+    let turn: Turn = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+    match (turn.prompt, turn.messages) {
+        (Some(prompt), None) => Ok(prompt),
+        (None, Some(mut messages)) => match messages.pop() {
+            Some(last) if last.role == "user" => {
+                loaded.chat.messages = messages;
+                Ok(last.content)
+            }
+            _ => Err(wrong("the last message is not the user's".into())),
+        },
+        _ => Err(wrong("give either prompt or messages".into())),
+    }
 }
 
 /// Streams one answer to stdout.
@@ -191,10 +255,10 @@ pub fn summary(gpu: &Gpu, loaded: &Loaded, answer: &Answer) -> String {
     )
 }
 
-fn describe(gpu: &Gpu, loaded: &Loaded, answer: &Answer, args: &Args) -> Value {
+fn describe(gpu: &Gpu, loaded: &Loaded, answer: &Answer, args: &Args) -> Result<Value> {
     let g = &answer.generated;
     let s = |v: f64| json::round(v, 4);
-    json!({
+    let mut all = json!({
         "text": answer.text,
         "ended": format!("{:?}", answer.ended).to_lowercase(),
         "prompt_tokens": g.prompt_tokens,
@@ -213,7 +277,26 @@ fn describe(gpu: &Gpu, loaded: &Loaded, answer: &Answer, args: &Args) -> Value {
             "prefill": s(rate(g.prompt_tokens, g.prefill_seconds)),
             "decode": s(rate(g.tokens.len().saturating_sub(1), g.decode_seconds)),
         },
-    })
+    });
+    if !g.logprobs.is_empty() {
+        all["logprobs"] = logprobs(loaded, &g.logprobs)?;
+    }
+    Ok(all)
+}
+
+/// Token, its text, ln p, and the same of the likeliest candidates.
+fn logprobs(loaded: &Loaded, chosen: &[Chosen]) -> Result<Value> {
+    let one = |token: u32, logprob: f32| -> Result<Value> {
+        let text = loaded.chat.tokenizer.decode(&[token], false)?;
+        Ok(json!({ "token": token, "text": text, "logprob": json::round(f64::from(logprob), 6) }))
+    };
+    let entry = |chosen: &Chosen| -> Result<Value> {
+        let mut entry = one(chosen.token, chosen.logprob)?;
+        let top = chosen.top.iter().map(|(token, p)| one(*token, *p));
+        entry["top"] = Value::Array(top.collect::<Result<_>>()?);
+        Ok(entry)
+    };
+    Ok(Value::Array(chosen.iter().map(entry).collect::<Result<_>>()?))
 }
 
 /// The conversation as the line editor sees it.
@@ -260,7 +343,11 @@ impl repl::Talker for Conversation {
             "top_k" => new.top_k = read(key, value)?,
             "top_p" => new.top_p = read(key, value)?,
             "min_p" => new.min_p = read(key, value)?,
+            "typical" => new.typical_p = read(key, value)?,
             "repeat_penalty" => new.repetition_penalty = read(key, value)?,
+            "repeat_last_n" => new.penalty_last_n = read(key, value)?,
+            "presence_penalty" => new.presence_penalty = read(key, value)?,
+            "frequency_penalty" => new.frequency_penalty = read(key, value)?,
             "seed" => new.seed = read(key, value)?,
             "max_tokens" => new.max_new_tokens = read(key, value)?,
             _ => {
@@ -284,7 +371,11 @@ impl repl::Talker for Conversation {
             ("top_k", o.top_k.to_string()),
             ("top_p", o.top_p.to_string()),
             ("min_p", o.min_p.to_string()),
+            ("typical", o.typical_p.to_string()),
             ("repeat_penalty", o.repetition_penalty.to_string()),
+            ("repeat_last_n", o.penalty_last_n.to_string()),
+            ("presence_penalty", o.presence_penalty.to_string()),
+            ("frequency_penalty", o.frequency_penalty.to_string()),
             ("seed", o.seed.to_string()),
             ("max_tokens", most.map_or("unlimited".into(), |n| n.to_string())),
         ]

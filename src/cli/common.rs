@@ -346,6 +346,11 @@ impl Ui {
     }
 }
 
+/// One JSON value on a line of stdout, at once.
+pub fn print_json_line(value: &serde_json::Value) -> Result<()> {
+    put(&format!("{value}\n"))
+}
+
 fn put(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io(STDOUT, e))

@@ -19,6 +19,7 @@ pub mod perplexity;
 pub mod progress;
 pub mod quantize;
 pub mod repl;
+pub mod sampling;
 pub mod show;
 pub mod verify;
 

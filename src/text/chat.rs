@@ -100,7 +100,7 @@ impl Chat {
             self.generation.new_token_limit(&self.overrides, ids.len(), self.decoder.context());
         let mut stops = StopMatcher::new(
             self.tokenizer.end_of_turn_ids(),
-            self.generation.stop_strings.clone(),
+            [&self.generation.stop_strings[..], &self.overrides.stop].concat(),
         );
         let mut streamer = Streamer::after(&self.tokenizer, &ids, true);
         let (mut text, mut stopped) = (String::new(), None::<Stop>);

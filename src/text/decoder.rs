@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::sampler::{Logits, Sampler};
+use super::sampler::{Chosen, Logits, Sampler};
 use crate::gpu::{Buffer, Elem, Gpu, PendingRead};
 use crate::graph::{Arena, Graph, Plan, PlanOptions, Var};
 use crate::nets::language::Language;
@@ -41,6 +41,8 @@ pub struct Decoder {
 #[derive(Clone, Debug, Default)]
 pub struct Generated {
     pub tokens: Vec<u32>,
+    /// Log-probabilities of each token and of the likeliest, where they were asked for.
+    pub logprobs: Vec<Chosen>,
     /// Prompt tokens that had to be computed.
     pub prompt_tokens: usize,
     pub prefill_seconds: f64,
@@ -269,7 +271,11 @@ impl Decoder {
         let mut decoding: Option<Instant> = None;
         for count in 0..most {
             let plan = if count == 0 { &self.prefill[&chunk] } else { &self.step };
-            let token = choose(plan, sampler)?;
+            let chosen = choose(plan, sampler)?;
+            let token = chosen.token;
+            if sampler.options().top_logprobs > 0 {
+                done.logprobs.push(chosen);
+            }
             match decoding {
                 None => {
                     done.prefill_seconds = start.elapsed().as_secs_f64();
@@ -305,14 +311,10 @@ fn check(token: u32) -> Result<()> {
 }
 
 /// The next token by the sampler, from the best candidates if it needs no more, else from all logits.
-fn choose(plan: &Plan, sampler: &mut Sampler) -> Result<u32> {
+fn choose(plan: &Plan, sampler: &mut Sampler) -> Result<Chosen> {
     let options = sampler.options();
-    let few = (1..=CANDIDATES).contains(&options.top_k)
-        && options.repetition_penalty == 1.0
-        && options.presence_penalty == 0.0
-        && options.frequency_penalty == 0.0
-        && options.logit_bias.is_empty();
-    if few {
+    let few = (1..=CANDIDATES).contains(&options.top_k) || options.temperature == 0.0;
+    if few && options.needs_only_the_best() {
         let raw = plan.read_u32("top")?;
         let (values, ids) = raw.split_at(raw.len() / 2);
         if let Some(id) = ids.first() {
@@ -320,11 +322,9 @@ fn choose(plan: &Plan, sampler: &mut Sampler) -> Result<u32> {
         }
         let candidates: Vec<(u32, f32)> =
             ids.iter().zip(values).map(|(id, v)| (*id, f32::from_bits(*v))).collect();
-        return Ok(sampler
-            .sample(Logits::Top { candidates: &candidates, log_sum_exp: None })?
-            .token);
+        return Ok(sampler.sample(Logits::Top { candidates: &candidates, log_sum_exp: None })?);
     }
-    Ok(sampler.sample(Logits::Full(&plan.read("logits")?))?.token)
+    sampler.sample(Logits::Full(&plan.read("logits")?))
 }
 
 /// The plan for `size` tokens. With a token buffer the ids come from it and the choice goes back to it.

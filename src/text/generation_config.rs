@@ -32,6 +32,49 @@ pub struct GenerationConfig {
     /// Most tokens of prompt and answer together, where the model states it.
     pub max_length: Option<usize>,
     pub stop_strings: Vec<String>,
+    /// Never chosen.
+    pub suppress_tokens: Vec<u32>,
+    /// No token ends the text before so many.
+    pub min_new_tokens: usize,
+    /// Settings of the file that change what is generated and are not followed here.
+    pub unserved: Vec<String>,
+}
+
+/// Fields with the value that changes nothing; with another one they ask for what is not done here.
+const UNSERVED: [(&str, f64); 11] = [
+    ("num_beams", 1.0),
+    ("num_beam_groups", 1.0),
+    ("penalty_alpha", 0.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("guidance_scale", 1.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+    ("top_h", 0.0),
+    ("min_length", 0.0),
+    ("num_return_sequences", 1.0),
+];
+/// Fields that ask for something whenever they are there.
+const UNSERVED_LISTS: [&str; 6] = [
+    "bad_words_ids",
+    "sequence_bias",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+];
+
+fn unserved(map: &Map<String, Value>) -> Vec<String> {
+    let numbers = UNSERVED.iter().filter_map(|(name, neutral)| {
+        let value = map.get(*name)?.as_f64()?;
+        (value != *neutral).then(|| format!("{name} {value}"))
+    });
+    let lists = UNSERVED_LISTS.iter().filter(|name| match map.get(**name) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(_) => true,
+    });
+    numbers.chain(lists.map(|name| name.to_string())).collect()
 }
 
 impl Default for GenerationConfig {
@@ -50,6 +93,9 @@ impl Default for GenerationConfig {
             max_new_tokens: None,
             max_length: None,
             stop_strings: Vec::new(),
+            suppress_tokens: Vec::new(),
+            min_new_tokens: 0,
+            unserved: Vec::new(),
         }
     }
 }
@@ -72,6 +118,8 @@ pub struct Overrides {
     pub max_new_tokens: Option<usize>,
     pub logit_bias: Vec<(u32, f32)>,
     pub top_logprobs: usize,
+    /// Texts that end an answer, besides the model's own.
+    pub stop: Vec<String>,
 }
 
 impl GenerationConfig {
@@ -111,6 +159,9 @@ impl GenerationConfig {
             max_new_tokens: fields.count("max_new_tokens")?,
             max_length: fields.count("max_length")?,
             stop_strings: fields.strings("stop_strings")?,
+            suppress_tokens: map.get("suppress_tokens").map(ids_of).unwrap_or_default(),
+            min_new_tokens: fields.count("min_new_tokens")?.unwrap_or(0),
+            unserved: unserved(map),
         })
     }
 
@@ -143,7 +194,14 @@ impl GenerationConfig {
             presence_penalty: over.presence_penalty.unwrap_or(default.presence_penalty),
             frequency_penalty: over.frequency_penalty.unwrap_or(default.frequency_penalty),
             penalty_last_n: over.penalty_last_n.unwrap_or(default.penalty_last_n),
-            logit_bias: over.logit_bias.clone(),
+            logit_bias: self
+                .suppress_tokens
+                .iter()
+                .map(|id| (*id, f32::NEG_INFINITY))
+                .chain(over.logit_bias.iter().copied())
+                .collect(),
+            min_tokens: self.min_new_tokens,
+            end_tokens: if self.min_new_tokens > 0 { self.eos_token_ids.clone() } else { vec![] },
             seed: over.seed.unwrap_or(default.seed),
             top_logprobs: over.top_logprobs,
         }

@@ -46,6 +46,10 @@ pub struct SamplerOptions {
     pub penalty_last_n: usize,
     /// Added to the logits of these ids.
     pub logit_bias: Vec<(u32, f32)>,
+    /// None of `end_tokens` is chosen before so many tokens.
+    pub min_tokens: usize,
+    /// What ends a text, for `min_tokens`.
+    pub end_tokens: Vec<u32>,
     /// Start of the random sequence.
     pub seed: u64,
     /// How many of the likeliest tokens to report beside the chosen one.
@@ -65,6 +69,8 @@ impl Default for SamplerOptions {
             frequency_penalty: 0.0,
             penalty_last_n: 64, // llama.cpp's default
             logit_bias: Vec::new(),
+            min_tokens: 0,
+            end_tokens: Vec::new(),
             seed: 0,
             top_logprobs: 0,
         }
@@ -79,10 +85,16 @@ impl SamplerOptions {
 
     /// True when the choice is the largest raw logit, so that an argmax on the GPU will do.
     pub fn is_plain_greedy(&self) -> bool {
-        self.temperature == 0.0
-            && !self.has_penalty()
+        self.temperature == 0.0 && self.needs_only_the_best()
+    }
+
+    /// True when the likeliest candidates are enough: nothing moves the logits and no probability is
+    /// reported.
+    pub fn needs_only_the_best(&self) -> bool {
+        !self.has_penalty()
             && self.logit_bias.is_empty()
             && self.top_logprobs == 0
+            && self.min_tokens == 0
     }
 
     fn has_penalty(&self) -> bool {
@@ -167,6 +179,8 @@ pub struct Sampler {
     random: Pcg32,
     seen: VecDeque<u32>,
     counts: HashMap<u32, u32>,
+    /// Tokens chosen so far.
+    chosen: usize,
 }
 
 impl Sampler {
@@ -174,7 +188,7 @@ impl Sampler {
     pub fn new(options: SamplerOptions) -> Result<Sampler> {
         options.check()?;
         let random = Pcg32::new(options.seed);
-        Ok(Sampler { options, random, seen: VecDeque::new(), counts: HashMap::new() })
+        Ok(Sampler { options, random, seen: VecDeque::new(), counts: HashMap::new(), chosen: 0 })
     }
 
     /// The settings in use.
@@ -187,6 +201,7 @@ impl Sampler {
         self.random = Pcg32::new(self.options.seed);
         self.seen.clear();
         self.counts.clear();
+        self.chosen = 0;
     }
 
     /// Remembers a token for the penalties. [`sample`](Sampler::sample) does it for what it chooses;
@@ -227,13 +242,16 @@ impl Sampler {
         keep_largest(&mut top, self.options.top_logprobs);
         let top = top.iter().map(|c| (c.id, logprobs.of(c.logit))).collect();
         self.accept(token);
+        self.chosen += 1;
         Ok(Chosen { token, logprob, top })
     }
 
     fn choose(&mut self, mut left: Vec<Candidate>) -> Result<u32> {
         let options = &self.options;
         self.penalize(&mut left);
-        left.retain(|c| c.logit > f32::NEG_INFINITY);
+        let early = self.chosen < options.min_tokens;
+        let ends = |id| early && options.end_tokens.contains(&id);
+        left.retain(|c| c.logit > f32::NEG_INFINITY && !ends(c.id));
         if left.is_empty() {
             return Err(Error::Usage(
                 "the logit bias forbids every candidate; allow at least one token".to_string(),

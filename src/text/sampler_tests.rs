@@ -243,3 +243,18 @@ fn options_out_of_range_are_named() {
         assert_eq!(error.exit_code(), 2);
     }
 }
+
+#[test]
+fn a_text_does_not_end_before_its_time() {
+    let mut s = sampler(|o| {
+        o.temperature = 0.0;
+        o.min_tokens = 2;
+        o.end_tokens = vec![0];
+    });
+    // Token 0 is the likeliest; it comes when two others have.
+    let tokens: Vec<u32> =
+        (0..3).map(|_| s.sample(Logits::Full(&halves())).unwrap().token).collect();
+    assert_eq!(tokens, [1, 1, 0]);
+    s.reset();
+    assert_eq!(s.sample(Logits::Full(&halves())).unwrap().token, 1);
+}
