@@ -210,7 +210,7 @@ fn was_rounded(dir: &Path, golden: &[(String, Tensor)]) -> Result<bool> {
     }
     let store = WeightStore::open(dir)?;
     let mut plain = false;
-    if store.quantized().is_some() {
+    if store.quantized().is_some() || store.quantized_elsewhere().is_some() {
         return Ok(false);
     }
     for name in store.names() {

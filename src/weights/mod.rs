@@ -3,9 +3,13 @@
 //! file; [`read_tensors`] reads a small file whole. Nothing here knows the GPU, and no input, however
 //! damaged, panics.
 
+mod awq;
 mod bytes;
 mod checkpoint;
+mod codes;
+mod compressed;
 mod config;
+mod foreign;
 mod gguf;
 mod gguf_blocks;
 mod gguf_config;
@@ -13,6 +17,7 @@ mod gguf_meta;
 mod gguf_names;
 mod gguf_repack;
 mod gguf_store;
+mod gptq;
 mod locate;
 mod packed;
 mod quantize;

@@ -16,13 +16,14 @@ impl WeightStore {
     ///
     /// A file of plain numbers is quantized as `spec` says. A quantized file decides for itself: its
     /// packed weights come back bit for bit, or as near as the formats here allow
-    /// ([`becomes`](super::becomes) for GGUF), and what it keeps plain stays F16 or F32.
+    /// ([`becomes`](super::becomes) for GGUF), and what it keeps plain stays F16 or F32. So does a
+    /// checkpoint that was quantized by another program.
     pub fn pack(&self, name: &str, shape: &[usize], spec: &QuantSpec) -> Result<Packed> {
         self.pack_as(name, shape, spec, true)
     }
 
-    /// As [`WeightStore::pack`]; without `keep` the weights of a GGUF file are decoded and quantized
-    /// again as `spec` says.
+    /// As [`WeightStore::pack`]; without `keep` the weights of a GGUF file, or of a checkpoint that
+    /// another program quantized, are decoded and quantized again as `spec` says.
     pub fn pack_as(
         &self,
         name: &str,
@@ -39,16 +40,24 @@ impl WeightStore {
         })?;
         if let Some(packed) = self.packed(name) {
             self.expect(name, shape)?;
-            return packed;
+            return match keep || self.foreign().is_none() {
+                true => packed,
+                false => Packed::pack(&packed?.decode(), layout, spec, None)
+                    .map_err(|e| self.about(name, e)),
+            };
         }
         let view = self.get(name)?;
         self.expect(name, shape)?;
+        let values = view.to_f32()?;
+        let halves = || values.iter().all(|v| !v.is_finite() || v.abs() <= half::f16::MAX.to_f32());
         let spec = match (self.quantized().is_some(), view.dtype) {
             (true, Dtype::F16) => QuantSpec::F16,
             (true, _) => QuantSpec::F32,
-            (false, _) => *spec,
+            (false, _) if self.foreign().is_none() || !keep => *spec,
+            // What its program left alone was to stay as it is; f16 has more digits than bf16.
+            (false, Dtype::F16 | Dtype::BF16) if halves() => QuantSpec::F16,
+            (false, _) => QuantSpec::F32,
         };
-        let values = view.to_f32()?;
         let values = match layout.taps {
             1 => values,
             _ => conv_to_rows(&values, [shape[0], shape[1], shape[2], shape[3]]).0,
@@ -65,6 +74,10 @@ impl WeightStore {
         spec: &QuantSpec,
         keep: bool,
     ) -> Result<Packed> {
+        // Quantized elsewhere it is a linear layer like any other.
+        if self.foreign().is_some_and(|foreign| foreign.shape(name) == Some(&[n, k])) {
+            return self.pack_as(name, &[n, k], spec, keep);
+        }
         self.expect(name, &[k, n])?;
         let packed = self.gguf.as_ref().and_then(|g| g.pack_transposed(name, spec, keep));
         let packed = match packed {
@@ -80,6 +93,9 @@ impl WeightStore {
     /// The packed weight of a quantized file, bit for bit as it was written; `None` where `name` is
     /// plain or absent.
     pub fn packed(&self, name: &str) -> Option<Result<Packed>> {
+        if let Some(foreign) = self.foreign() {
+            return Some(foreign.packed(self, name)?.map_err(|e| self.about(name, e)));
+        }
         let header = self.quantized()?.tensors.get(name)?;
         Some(self.read_packed(name, header).map_err(|e| self.about(name, e)))
     }
@@ -134,6 +150,9 @@ impl WeightStore {
         if let Some(shape) = self.gguf.as_ref().and_then(|gguf| gguf.shape(name)) {
             return Ok(shape);
         }
+        if let Some(shape) = self.foreign().and_then(|foreign| foreign.shape(name)) {
+            return Ok(shape);
+        }
         match self.quantized().and_then(|header| header.tensors.get(name)) {
             Some(header) => Ok(&header.shape),
             None => Ok(self.get(name)?.shape),
@@ -154,7 +173,7 @@ impl WeightStore {
     }
 
     /// Adds file and tensor to the message of a bad weight.
-    fn about(&self, name: &str, e: Error) -> Error {
+    pub(super) fn about(&self, name: &str, e: Error) -> Error {
         match e {
             Error::Model(why) => {
                 Error::Model(format!("{}: tensor `{name}`: {why}", self.path().display()))

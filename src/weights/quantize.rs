@@ -54,6 +54,13 @@ pub fn quantize(
     output: impl AsRef<Path>,
     mut progress: impl FnMut(&TensorReport, usize, usize) -> Result<()>,
 ) -> Result<QuantizedReport> {
+    if let Some(format) = store.quantized_elsewhere() {
+        return Err(Error::Model(format!(
+            "{}: is quantized already ({format}) and can be used as it is; to quantize it otherwise, \
+             start from the original weights",
+            store.path().display()
+        )));
+    }
     if store.quantized().is_some() {
         return Err(Error::Model(format!(
             "{}: is quantized already; start from the original weights",

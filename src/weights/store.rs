@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use super::bytes::Bytes;
+use super::foreign::{Foreign, config_beside};
 use super::gguf::Gguf;
 use super::gguf_store::GgufTensors;
 use super::locate::{pickle_error, weight_files};
@@ -45,6 +46,8 @@ pub struct WeightStore {
     quantized: Option<FileHeader>,
     /// What takes the place of shards and entries for a GGUF file.
     pub(super) gguf: Option<GgufTensors>,
+    /// The packed weights of a checkpoint that another program quantized.
+    foreign: Option<Foreign>,
     /// Names as the model knows them: a packed weight once, under its own name.
     names: Vec<String>,
 }
@@ -64,7 +67,8 @@ impl WeightStore {
             }
             store.add(file, bytes)?;
         }
-        store.finish()
+        let config = config_beside(path);
+        store.finish(config.as_ref().map(|(path, value)| (path.as_path(), value)))
     }
 
     /// A store over an opened GGUF file.
@@ -89,7 +93,19 @@ impl WeightStore {
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<WeightStore> {
         let mut store = WeightStore::empty(Path::new(name));
         store.add(PathBuf::from(name), Bytes::Held(bytes))?;
-        store.finish()
+        store.finish(None)
+    }
+
+    /// As [`WeightStore::from_bytes`] with the `config.json` that lies beside the file, for
+    /// checkpoints that other programs quantized.
+    pub fn from_bytes_with_config(
+        name: &str,
+        bytes: Vec<u8>,
+        config: &serde_json::Value,
+    ) -> Result<WeightStore> {
+        let mut store = WeightStore::empty(Path::new(name));
+        store.add(PathBuf::from(name), Bytes::Held(bytes))?;
+        store.finish(Some((Path::new("config.json"), config)))
     }
 
     fn empty(path: &Path) -> WeightStore {
@@ -99,15 +115,24 @@ impl WeightStore {
             entries: BTreeMap::new(),
             quantized: None,
             gguf: None,
+            foreign: None,
             names: vec![],
         }
     }
 
     /// Reads the header of a quantized file, checks it against what is there, and lists the names.
-    fn finish(mut self) -> Result<WeightStore> {
+    /// `config` is the configuration beside the weights, and its path.
+    fn finish(mut self, config: Option<(&Path, &serde_json::Value)>) -> Result<WeightStore> {
         self.quantized = self.read_quantized_header()?;
+        if self.quantized.is_none() {
+            self.foreign = Foreign::find(&self, config)?;
+        }
+        let foreign = self.foreign.as_ref();
         let packed = self.quantized.as_ref().map(|header| &header.tensors);
         let is_part = |name: &str| {
+            if foreign.is_some_and(|foreign| foreign.is_part(name)) {
+                return true;
+            }
             let Some((owner, part)) = name.rsplit_once('.') else { return false };
             packed.and_then(|p| p.get(owner)).is_some_and(|header| match part {
                 "q" | "s" => true,
@@ -116,8 +141,9 @@ impl WeightStore {
             })
         };
         let plain = self.entries.keys().filter(|name| !is_part(name));
+        let names = plain.chain(packed.iter().flat_map(|p| p.keys()));
         let mut names: Vec<String> =
-            plain.chain(packed.iter().flat_map(|p| p.keys())).cloned().collect();
+            names.chain(foreign.iter().flat_map(|f| f.names())).cloned().collect();
         names.sort();
         self.names = names;
         Ok(self)
@@ -166,6 +192,20 @@ impl WeightStore {
     /// The header of a quantized file, if this is one.
     pub fn quantized(&self) -> Option<&FileHeader> {
         self.quantized.as_ref()
+    }
+
+    /// How the weights were quantized if another program did it (`GPTQ v1, 4 bits`).
+    pub fn quantized_elsewhere(&self) -> Option<String> {
+        self.foreign.as_ref().map(Foreign::describe)
+    }
+
+    pub(super) fn foreign(&self) -> Option<&Foreign> {
+        self.foreign.as_ref()
+    }
+
+    /// The names of all tensors as they lie in the file, sorted.
+    pub(super) fn stored_names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
     }
 
     /// SHA-256 over the files' bytes in the order of the shards, in hexadecimal.
