@@ -153,7 +153,8 @@ impl<'a> Loader<'a> {
     /// The matrix `name` of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`, in the recipe's format.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let (path, shared) = (self.name(name), &self.shared);
-        let packed = shared.store.pack(&path, shape, &shared.recipe.spec_for(&path))?;
+        let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
+        let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
         let weight = Weight::upload(shared.gpu, &path, &packed)?;
         let (format, sqnr_db) = (packed.format, packed.sqnr_db);
         let (elements, bytes) = (weight.elements(), weight.bytes());

@@ -70,7 +70,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
     let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
     let gpu = args.gpu.open()?;
-    let LoadedNet { net, report, seconds } = load_net(&gpu, &folder.path, &args.model.weights, ui)?;
+    let weights = args.model.weights_for(&folder.path);
+    let LoadedNet { net, report, seconds, .. } = load_net(&gpu, &folder.path, weights, ui)?;
     let longest = net.config().max_position_embeddings();
     if context > longest {
         return Err(Error::Usage(format!(
@@ -98,13 +99,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let name = folder.path.file_name().map_or(family.into(), |n| n.to_string_lossy().into_owned());
     let model = Model {
-        name: format!("{name} {}", args.model.weights),
+        name: format!("{name} {weights}"),
         family,
-        weights: json::weights(
-            &args.model.weights,
-            report.bits_per_weight(),
-            report.resident_bytes(),
-        ),
+        weights: json::weights(weights, report.bits_per_weight(), report.resident_bytes()),
         bits: report.bits_per_weight(),
         parameters: report.elements(),
         load_seconds: seconds,

@@ -92,7 +92,7 @@ pub fn load(
     Ok(Loaded {
         chat,
         load_seconds: start.elapsed().as_secs_f64(),
-        weights: model.weights.clone(),
+        weights: model.weights_for(folder).to_string(),
         bits_per_weight: report.bits_per_weight(),
         resident_bytes: report.resident_bytes(),
     })

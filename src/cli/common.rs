@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use comfy_table::{LineStyle, TableStyle};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::progress::Bar;
 use crate::gpu::{Elem, Gpu, GpuOptions, Without};
 use crate::graph::Kernels;
 use crate::nets::language::FAMILIES;
-use crate::quant::Recipe;
-use crate::weights::read_json;
+use crate::quant::{AUTO, Recipe};
+use crate::weights::{Gguf, gguf_file, read_json};
 use crate::{Error, Result};
 
 /// Which GPU, and how much of it. Flatten it into a command's `Args`.
@@ -99,11 +100,12 @@ impl ActivationChoice {
 #[derive(clap::Args, Debug, Clone)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A model folder, or the name of one in models/ or $INKNIB_MODELS
+    /// A model folder, a .gguf file, or the name of a folder in models/ or $INKNIB_MODELS
     #[arg(short, long, value_name = "PATH")]
     pub model: Option<PathBuf>,
-    /// int4, int8, fp16, fp32, a format such as int4-g32-uniform, or a recipe file (*.toml)
-    #[arg(long, value_name = "FORMAT", default_value = "int4")]
+    /// int4, int8, fp16, fp32, a format such as int4-g32-uniform, or a recipe file (*.toml); auto is
+    /// what a quantized file has, else int4
+    #[arg(long, value_name = "FORMAT", default_value = AUTO)]
     pub weights: String,
     /// Which shaders compute
     #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
@@ -126,6 +128,18 @@ impl ModelArgs {
     pub fn recipe(&self, net: &str) -> Result<Recipe> {
         Recipe::from_argument(&self.weights, net)
     }
+    /// `--weights` for the model at `path`: "auto" only where the file decides, else "int4" for it.
+    pub fn weights_for(&self, path: &Path) -> &str {
+        let decides = || {
+            let gguf = gguf_file(path).ok().flatten().and_then(|file| Gguf::open(file).ok());
+            let gptq = || read_json::<Value>(path, "config.json").ok();
+            match gguf {
+                Some(gguf) => gguf.is_quantized(),
+                None => gptq().is_some_and(|c| c.get("quantization_config").is_some()),
+            }
+        };
+        if self.weights == AUTO && !decides() { "int4" } else { &self.weights }
+    }
     /// The folder that `-m` names, or `default` (`demo-scenes`, `demo-chat`) without `-m`.
     ///
     /// # Errors
@@ -147,7 +161,7 @@ impl ModelArgs {
 pub enum Family {
     /// `model_index.json` with text encoder, UNet and autoencoder in subfolders.
     TextToImage,
-    /// `config.json` with one language model.
+    /// `config.json` with one language model, or a GGUF file.
     Llm,
 }
 
@@ -188,9 +202,13 @@ impl ModelFolder {
     /// `Model`, naming what was looked for.
     pub fn find(path: &Path) -> Result<ModelFolder> {
         let path = locate(path)?;
+        if let Some(path) = gguf_file(&path)? {
+            return Ok(ModelFolder { path, family: Family::Llm });
+        }
         if path.is_file() {
             return Err(Error::Model(format!(
-                "{}: a file; give the folder with model_index.json (pictures) or config.json (text)",
+                "{}: a file; give the folder with model_index.json (pictures) or config.json (text), \
+                 or a .gguf file (text)",
                 path.display()
             )));
         }

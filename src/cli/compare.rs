@@ -285,7 +285,7 @@ fn head(args: &Args, gpu: &Gpu, folder: &ModelFolder, report: &impl Serialize) -
         "model": folder.path,
         "baseline": { "weights": "fp16", "kernels": "reference" },
         "variant": {
-            "weights": args.model.weights,
+            "weights": args.model.weights_for(&folder.path),
             "kernels": kernels(args.model.kernels()),
         },
         "activations": args.model.act(gpu)?.wgsl(),
@@ -307,7 +307,7 @@ fn pictures(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     let gpu = args.gpu.open()?;
     let options = ImageOptions {
         folder: folder.path.clone(),
-        weights: args.model.weights.clone(),
+        weights: args.model.weights_for(&folder.path).to_string(),
         kernels: args.model.kernels(),
         act: args.model.act(&gpu)?,
         floor: !args.no_floor,
@@ -347,7 +347,7 @@ fn texts(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     let gpu = args.gpu.open()?;
     let options = TextOptions {
         folder: folder.path.clone(),
-        weights: args.model.weights.clone(),
+        weights: args.model.weights_for(&folder.path).to_string(),
         kernels: args.model.kernels(),
         act: args.model.act(&gpu)?,
         floor: !args.no_floor,
@@ -382,7 +382,7 @@ fn title(args: &Args, gpu: &Gpu, folder: &ModelFolder, bits: f64, ui: &Ui) -> Re
         "{}: {} weights at {bits:.2} bits under {} kernels against fp16 under reference kernels\n\
          {} ({}), {} activations",
         folder.path.display(),
-        args.model.weights,
+        args.model.weights_for(&folder.path),
         kernels(args.model.kernels()),
         gpu.adapter().name,
         gpu.adapter().driver,

@@ -140,7 +140,7 @@ pub fn paint(
 ) -> Result<Painted> {
     let start = Instant::now();
     let options = LoadOptions {
-        weights: model.weights.clone(),
+        weights: model.weights_for(folder).to_string(),
         act: model.act(gpu)?,
         plan: PlanOptions { kernels: model.kernels(), ..Default::default() },
     };
@@ -156,7 +156,7 @@ pub fn paint(
     Ok(Painted {
         picture,
         load_seconds,
-        weights: model.weights.clone(),
+        weights: model.weights_for(folder).to_string(),
         bits_per_weight: net.report().bits_per_weight(),
         resident_bytes: net.report().resident_bytes(),
         peak_bytes: gpu.ledger().peak(),

@@ -15,6 +15,8 @@ use crate::weights::WeightStore;
 pub struct LoadedNet {
     pub net: Language,
     pub report: LoadReport,
+    /// What was asked for.
+    pub weights: String,
     pub seconds: f64,
 }
 
@@ -28,5 +30,6 @@ pub fn load_net(gpu: &Gpu, path: &Path, weights: &str, ui: &Ui) -> Result<Loaded
     let loader = Loader::with_progress(gpu, &store, &recipe, Some(&progress));
     let net = Language::load(&loader, &config)?;
     let report = loader.report();
-    Ok(LoadedNet { net, report, seconds: start.elapsed().as_secs_f64() })
+    let (weights, seconds) = (weights.to_string(), start.elapsed().as_secs_f64());
+    Ok(LoadedNet { net, report, weights, seconds })
 }

@@ -72,7 +72,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let tokenizer = Tokenizer::load(&folder.path)?;
     let gpu = args.gpu.open()?;
-    let model = load_net(&gpu, &folder.path, &args.model.weights, ui)?;
+    let weights = args.model.weights_for(&folder.path);
+    let model = load_net(&gpu, &folder.path, weights, ui)?;
     let how = cut(args, model.net.config().max_position_embeddings())?;
     let windows = windows(&tokenizer, &text, how, args.chunks)?;
     check_ids(&windows, &model, &folder.path)?;
@@ -95,7 +96,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if ui.json() {
         return ui.answer(&describe(&gpu, args, &model, &result, how, seconds));
     }
-    show(args, &model, &result, how, seconds, ui)
+    show(&model, &result, how, seconds, ui)
 }
 
 fn cut(args: &Args, longest: usize) -> Result<Windows> {
@@ -164,7 +165,7 @@ fn describe(
         "adapter": gpu.adapter().name,
         "driver": gpu.adapter().driver,
         "weights": json::weights(
-            &args.model.weights, model.report.bits_per_weight(), model.report.resident_bytes()),
+            &model.weights, model.report.bits_per_weight(), model.report.resident_bytes()),
         "kernels": format!("{:?}", args.model.kernels()).to_lowercase(),
         "seconds": { "load": json::round(model.seconds, 4), "score": json::round(seconds, 4) },
     });
@@ -174,14 +175,7 @@ fn describe(
     answer
 }
 
-fn show(
-    args: &Args,
-    model: &LoadedNet,
-    p: &Perplexity,
-    how: Windows,
-    seconds: f64,
-    ui: &Ui,
-) -> Result<()> {
+fn show(model: &LoadedNet, p: &Perplexity, how: Windows, seconds: f64, ui: &Ui) -> Result<()> {
     ui.line(&format!("perplexity {:.4} ± {:.4}", p.perplexity, p.stderr))?;
     ui.line(&format!(
         "  {} tokens scored in {} windows: {}",
@@ -191,7 +185,7 @@ fn show(
     ))?;
     ui.line(&format!(
         "  {} weights at {:.2} bits, {} resident; {:.1} s, {:.0} tokens/s",
-        args.model.weights,
+        model.weights,
         model.report.bits_per_weight(),
         gpu::mib(model.report.resident_bytes()),
         seconds,

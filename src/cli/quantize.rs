@@ -89,6 +89,13 @@ struct Tensor {
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let start = Instant::now();
     let model = ModelFolder::find(&args.model)?;
+    if model.path.is_file() {
+        return Err(Error::Model(format!(
+            "{}: a GGUF file, which runs as it is; to quantize the model otherwise, start from the \
+             folder it was made from",
+            model.path.display()
+        )));
+    }
     let recipes: Vec<Recipe> = model
         .family
         .nets()

@@ -11,6 +11,7 @@ use crate::graph::Var;
 pub use crate::nn::KvCache;
 use crate::nn::Loader;
 use crate::ops::embed::take_row;
+use crate::weights::{gguf_file, read_config};
 use crate::{Error, Result};
 
 /// The values of `model_type` that there is a net for.
@@ -24,12 +25,16 @@ pub struct LanguageConfig {
 }
 
 impl LanguageConfig {
-    /// Reads `config.json` of a model folder (or a file of that form).
+    /// Reads `config.json` of a model folder (or a file of that form), or the metadata of a GGUF file.
     ///
     /// # Errors
     /// `Model` for another architecture, and for a field whose value is not supported.
     pub fn read(path: impl AsRef<Path>) -> Result<LanguageConfig> {
-        let (source, fields) = config::fields(path.as_ref())?;
+        let path = path.as_ref();
+        let (source, fields) = match gguf_file(path)? {
+            Some(file) => read_config(file)?,
+            None => config::fields(path)?,
+        };
         LanguageConfig::from_json(&fields, &source)
     }
 

@@ -17,7 +17,7 @@ pub use file::{Stored, write_quantized};
 pub use grid::{CUBIC_CANDIDATES, Grid};
 pub use layout::{Layout, conv_to_rows, rows_to_conv};
 pub use packed::{Format, Offset, Packed};
-pub use recipe::{Recipe, Rule};
+pub use recipe::{AUTO, Recipe, Rule};
 pub use spec::{Levels, QuantSpec, Search};
 
 pub(crate) use packed::pair_halves;

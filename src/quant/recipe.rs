@@ -38,7 +38,13 @@ pub struct Recipe {
     pub family: String,
     pub default: QuantSpec,
     pub rules: Vec<Rule>,
+    /// Weights that a foreign file (GGUF) has quantized already stay as near to that as possible,
+    /// instead of being quantized again as the rules say: what `auto` means.
+    pub keep_packed: bool,
 }
+
+/// What `--weights` says when nobody says anything: int4 for files of floats, else what the file has.
+pub const AUTO: &str = "auto";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,10 +90,13 @@ impl Recipe {
         Recipe::parse(&path.display().to_string(), &text, family)
     }
 
-    /// What a user may write for weights: the name of a recipe, a number format (`int4-g32-cubic`:
+    /// What a user may write for weights: [`AUTO`], the name of a recipe, a number format (`int4-g32-cubic`:
     /// the recipe of those bits with this format in the place of its int4 or int8), or a `.toml`
     /// file.
     pub fn from_argument(argument: &str, family: &str) -> Result<Recipe> {
+        if argument == AUTO {
+            return Ok(Recipe { keep_packed: true, ..Recipe::builtin("int4", family)? });
+        }
         if BUILTIN.iter().any(|(name, _)| *name == argument) {
             return Recipe::builtin(argument, family);
         }
@@ -96,7 +105,7 @@ impl Recipe {
         }
         let spec: QuantSpec = argument.parse().map_err(|e| {
             Error::Usage(format!(
-                "`{argument}` is neither a recipe (int4, int8, fp16, fp32), nor a .toml file, nor a \
+                "`{argument}` is neither auto, nor a recipe (int4, int8, fp16, fp32), nor a .toml file, nor a \
                  number format: {e}"
             ))
         })?;
@@ -115,7 +124,13 @@ impl Recipe {
 
     /// Every tensor in one format.
     pub fn uniform(spec: QuantSpec) -> Recipe {
-        Recipe { name: spec.to_string(), family: "any".into(), default: spec, rules: vec![] }
+        Recipe {
+            name: spec.to_string(),
+            family: "any".into(),
+            default: spec,
+            rules: vec![],
+            keep_packed: false,
+        }
     }
 
     /// Reads a recipe's TOML; `file` stands for its source in messages.
@@ -151,6 +166,7 @@ impl Recipe {
             family: family.to_string(),
             default: spec(&found.default)?,
             rules: found.rule.iter().map(rule).collect::<Result<_>>()?,
+            keep_packed: false,
         })
     }
 
@@ -220,7 +236,10 @@ mod tests {
         let spec = "int4-g32-uniform".parse().unwrap();
         assert_eq!(recipe.spec_for("mid_block.resnets.0.conv1.weight"), spec);
         assert_eq!(recipe.spec_for("conv_in.weight"), QuantSpec::F16);
+        let auto = Recipe::from_argument(AUTO, "llm").unwrap();
+        assert!(auto.keep_packed && auto.default == QuantSpec::INT4);
         let llm = Recipe::from_argument("int4-g32", "llm").unwrap();
+        assert!(!llm.keep_packed);
         assert_eq!(llm.spec_for("lm_head.weight"), QuantSpec::INT8);
         assert_eq!(llm.spec_for("model.layers.0.mlp.up_proj.weight").group(), Some(32));
         assert!(Recipe::from_argument("q5", "unet").unwrap_err().to_string().contains("recipe"));

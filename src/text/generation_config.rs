@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::gguf_vocab::generation_config;
 use super::sampler::SamplerOptions;
 use super::tokenizer::{ids_of, read_object};
+use crate::weights::{Gguf, gguf_file};
 use crate::{Error, Result};
 
 /// A model's own generation settings.
@@ -124,9 +126,12 @@ pub struct Overrides {
 
 impl GenerationConfig {
     /// Reads `generation_config.json` of a model folder. Without that file the ids of `config.json`
-    /// stand with transformers' defaults, as transformers derives it.
+    /// stand with transformers' defaults, as transformers derives it. A GGUF file has its own inside.
     pub fn load(folder: impl AsRef<Path>) -> Result<GenerationConfig> {
         let folder = folder.as_ref();
+        if let Some(file) = gguf_file(folder)? {
+            return GenerationConfig::from_map(&generation_config(&Gguf::open(&file)?)?, &file);
+        }
         let file = folder.join("generation_config.json");
         if let Some(map) = read_object(&file)? {
             return GenerationConfig::from_map(&map, &file);

@@ -3,6 +3,8 @@
 pub mod chat;
 pub mod decoder;
 pub mod generation_config;
+mod gguf_pre;
+pub mod gguf_vocab;
 mod python;
 pub mod sampler;
 pub mod stop;

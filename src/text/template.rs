@@ -14,8 +14,10 @@ use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, State};
 use serde_json::{Map, Value as Json};
 
+use super::gguf_vocab;
 use super::python::{strftime, tojson};
 use super::tokenizer::{SpecialTokens, read_object};
+use crate::weights::{Gguf, gguf_file};
 use crate::{Error, Result};
 
 /// The format of models that were never given one, when a user asks for it.
@@ -101,9 +103,12 @@ pub struct Template {
 impl Template {
     /// The template of a model folder: `chat_template.jinja`, else `tokenizer_config.json`, else
     /// `chat_template.json`. A list of named templates gives `default`, and `tool_use` for
-    /// conversations with tools.
+    /// conversations with tools. A GGUF file has its template inside.
     pub fn load(folder: impl AsRef<Path>) -> Result<Template> {
         let folder = folder.as_ref();
+        if let Some(file) = gguf_file(folder)? {
+            return Template::from_gguf(&Gguf::open(file)?);
+        }
         let special = SpecialTokens::load(folder)?;
         let file = folder.join("chat_template.jinja");
         if file.is_file() {
@@ -128,6 +133,21 @@ impl Template {
              format if you know that the model was trained on it",
             folder.display()
         )))
+    }
+
+    /// The template inside a GGUF file.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Template> {
+        let special = gguf_vocab::special_tokens(gguf)?;
+        let file = gguf.path().display();
+        let origin = format!("{file}: tokenizer.chat_template");
+        match gguf_vocab::chat_template(gguf)? {
+            Some(Json::String(source)) => Template::new(&source, special, &origin),
+            Some(Json::Array(list)) => Template::named(&list, special, &origin),
+            _ => Err(Error::Model(format!(
+                "{file}: no chat template (tokenizer.chat_template); a base model has none. Ask for \
+                 the ChatML format if you know that the model was trained on it"
+            ))),
+        }
     }
 
     /// A template from its source. `origin` is named in messages.

@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::gguf_vocab;
+use crate::weights::{Gguf, gguf_file};
 use crate::{Error, Result};
 
 /// Tokens that end a turn in widely used chat formats. A model whose configuration names only
 /// `<|endoftext|>` as its end still stops where its own template ends a turn (llama.cpp keeps the same
 /// list as "end of generation" tokens, src/llama-vocab.cpp).
-const END_OF_TURN: [&str; 9] = [
+pub(super) const END_OF_TURN: [&str; 9] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
@@ -83,9 +85,13 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Loads the tokenizer of a model folder. Looks for `tokenizer.json` in the folder and in its
-    /// `tokenizer/`, then for CLIP's `vocab.json` with `merges.txt` in the same two places.
+    /// `tokenizer/`, then for CLIP's `vocab.json` with `merges.txt` in the same two places. A GGUF file,
+    /// or a folder that stands for one, has its vocabulary inside.
     pub fn load(folder: impl AsRef<Path>) -> Result<Tokenizer> {
         let folder = folder.as_ref();
+        if let Some(file) = gguf_file(folder)? {
+            return Tokenizer::from_gguf(&Gguf::open(file)?);
+        }
         let places = [folder.to_path_buf(), folder.join("tokenizer")];
         for place in &places {
             let file = place.join("tokenizer.json");
@@ -135,6 +141,20 @@ impl Tokenizer {
             max_length: None,
             origin: origin.to_path_buf(),
         })
+    }
+
+    /// The tokenizer inside a GGUF file.
+    ///
+    /// # Errors
+    /// `Model` for kinds of vocabularies and splits that are not known here.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer> {
+        let json = gguf_vocab::tokenizer_json(gguf)?;
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), gguf.path())?;
+        let mut tokenizer = tokenizer.with_special(gguf_vocab::special_tokens(gguf)?);
+        gguf_vocab::end_ids(gguf)?.into_iter().for_each(|id| push_new(&mut tokenizer.eos, id));
+        let architecture = gguf.text("general.architecture")?.unwrap_or_default();
+        tokenizer.max_length = gguf.count(&format!("{architecture}.context_length"))?;
+        Ok(tokenizer)
     }
 
     /// Gives the special tokens their names; `eos_token` becomes an end id.

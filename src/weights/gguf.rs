@@ -92,6 +92,11 @@ impl Gguf {
         &self.tensors
     }
 
+    /// Whether any tensor is stored in quantized blocks.
+    pub fn is_quantized(&self) -> bool {
+        self.tensors.values().any(|t| t.ty.is_quantized())
+    }
+
     /// The bytes of a tensor of this file.
     pub fn data(&self, tensor: &GgufTensor) -> &[u8] {
         self.bytes.get().get(tensor.range.clone()).unwrap_or_default()

@@ -22,7 +22,7 @@ pub(super) struct GgufTensors {
 impl GgufTensors {
     pub(super) fn new(gguf: Gguf) -> Result<GgufTensors> {
         let sources = sources(&gguf, Architecture::of(&gguf)?)?;
-        let quantized = gguf.tensors().values().any(|t| t.ty.is_quantized());
+        let quantized = gguf.is_quantized();
         Ok(GgufTensors { gguf, sources, quantized })
     }
 
