@@ -14,14 +14,15 @@ struct Params {
     splits: u32,   // parts that the keys are divided into
     span: u32,     // keys in a part
     scale: f32,
+    window: u32,   // last keys that a query sees, itself included
+    cap: f32,      // limit of the scores
     pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<act4>;       // [B, sq, heads · d / 4]
-@group(0) @binding(2) var<storage, read> k: array<act4>;       // [B, sk, kv_heads · d / 4]
-@group(0) @binding(3) var<storage, read> v: array<act4>;       // [B, sk, kv_heads · d / 4]
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
-
 
 const KEY_LANES = min(WG_X, 32u); // invocations that take keys
 const KEYS = 8u * KEY_LANES;      // keys in one turn
@@ -52,8 +53,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     let q5 = (row + min(i0 + 5u, i7) * p.heads) * d4;
     let q6 = (row + min(i0 + 6u, i7) * p.heads) * d4;
     let q7 = (row + min(i0 + 7u, i7) * p.heads) * d4;
-    // Keys beyond the last that some query sees are not read: their memory may hold anything.
-    let lo = split * p.span;
+    // Keys before the first and beyond the last that some query sees are not read: their memory may hold anything.
+    let lo = seen_from(i0) + split * p.span;
     let end = min(seen_by(i7), lo + p.span);
     let step = p.kv_heads * d4;
     let keys = (b * p.sk * p.kv_heads + group.y / (p.heads / p.kv_heads)) * d4;
@@ -61,6 +62,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     let query = local % 8u;
     let part = local / 8u;
     let seen = min(seen_by(i0 + query), end);
+    let from_key = seen_from(i0 + query);
     var most = LOWEST;
     var total = 0.0;
     // The eight channels of this invocation; where d / 4 is odd the last four are taken twice and stored once.
@@ -96,8 +98,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
             var s6 = vec4f(); var t6 = vec4f();
             var s7 = vec4f(); var t7 = vec4f();
             for (var e = 0u; e < d4; e++) {
-                let ka = mat4x4f(vec4f(k[k0 + e]), vec4f(k[k1 + e]), vec4f(k[k2 + e]), vec4f(k[k3 + e]));
-                let kb = mat4x4f(vec4f(k[k4 + e]), vec4f(k[k5 + e]), vec4f(k[k6 + e]), vec4f(k[k7 + e]));
+                let ka = mat4x4f(key4(k0 + e), key4(k1 + e), key4(k2 + e), key4(k3 + e));
+                let kb = mat4x4f(key4(k4 + e), key4(k5 + e), key4(k6 + e), key4(k7 + e));
                 var x = vec4f(q[q0 + e]);
                 s0 += x * ka; t0 += x * kb;
                 x = vec4f(q[q1 + e]);
@@ -116,19 +118,19 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
                 s7 += x * ka; t7 += x * kb;
             }
             let o = 16u * local;
-            tile[o + 0u] = s0; tile[o + 8u] = t0;
-            tile[o + 1u] = s1; tile[o + 9u] = t1;
-            tile[o + 2u] = s2; tile[o + 10u] = t2;
-            tile[o + 3u] = s3; tile[o + 11u] = t3;
-            tile[o + 4u] = s4; tile[o + 12u] = t4;
-            tile[o + 5u] = s5; tile[o + 13u] = t5;
-            tile[o + 6u] = s6; tile[o + 14u] = t6;
-            tile[o + 7u] = s7; tile[o + 15u] = t7;
+            tile[o + 0u] = score(s0); tile[o + 8u] = score(t0);
+            tile[o + 1u] = score(s1); tile[o + 9u] = score(t1);
+            tile[o + 2u] = score(s2); tile[o + 10u] = score(t2);
+            tile[o + 3u] = score(s3); tile[o + 11u] = score(t3);
+            tile[o + 4u] = score(s4); tile[o + 12u] = score(t4);
+            tile[o + 5u] = score(s5); tile[o + 13u] = score(t5);
+            tile[o + 6u] = score(s6); tile[o + 14u] = score(t6);
+            tile[o + 7u] = score(s7); tile[o + 15u] = score(t7);
         }
         workgroupBarrier();
         var next = most;
         for (var j4 = part; j4 < count4; j4 += PER_QUERY) {
-            let s = visible(tile[8u * j4 + query], turn + 4u * j4, seen);
+            let s = visible(tile[8u * j4 + query], turn + 4u * j4, from_key, seen);
             next = max(next, max(max(s.x, s.y), max(s.z, s.w)));
         }
         if (PER_QUERY > 1u) {
@@ -142,7 +144,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
         most = next;
         total *= shrink;
         for (var j4 = part; j4 < count4; j4 += PER_QUERY) {
-            let w = exp(visible(tile[8u * j4 + query], turn + 4u * j4, seen) - next);
+            let w = exp(visible(tile[8u * j4 + query], turn + 4u * j4, from_key, seen) - next);
             tile[8u * j4 + query] = w;
             total += dot(w, vec4f(1.0));
         }
@@ -164,8 +166,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
             let v1 = keys + min(t + 1u, end - 1u) * step;
             let v2 = keys + min(t + 2u, end - 1u) * step;
             let v3 = keys + min(t + 3u, end - 1u) * step;
-            let va = mat4x4f(vec4f(v[v0 + ca]), vec4f(v[v1 + ca]), vec4f(v[v2 + ca]), vec4f(v[v3 + ca]));
-            let vb = mat4x4f(vec4f(v[v0 + cb]), vec4f(v[v1 + cb]), vec4f(v[v2 + cb]), vec4f(v[v3 + cb]));
+            let va = mat4x4f(value4(v0 + ca), value4(v1 + ca), value4(v2 + ca), value4(v3 + ca));
+            let vb = mat4x4f(value4(v0 + cb), value4(v1 + cb), value4(v2 + cb), value4(v3 + cb));
             var w = tile[8u * j4];
             a0 += va * w; b0 += vb * w;
             w = tile[8u * j4 + 1u];
@@ -197,9 +199,13 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     finish(local, c + 1u, b, i0, group.y, split);
 }
 
-// The scores of four keys from `first` on, scaled; lowest for those that the query does not see.
-fn visible(s: vec4f, first: u32, seen: u32) -> vec4f {
-    return select(vec4f(LOWEST), s * p.scale, vec4u(0u, 1u, 2u, 3u) + first < vec4u(seen));
+// The scores of four keys from `first` on; lowest for those that the query does not see.
+fn visible(s: vec4f, first: u32, from_key: u32, seen: u32) -> vec4f {
+    let j = vec4u(0u, 1u, 2u, 3u) + first;
+    if (WINDOW) {
+        return select(vec4f(LOWEST), s, (j < vec4u(seen)) & (j >= vec4u(from_key)));
+    }
+    return select(vec4f(LOWEST), s, j < vec4u(seen));
 }
 
 fn share(

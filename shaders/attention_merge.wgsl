@@ -12,7 +12,11 @@ struct Params {
     splits: u32,   // parts that the keys are divided into
     span: u32,     // keys in a part
     scale: f32,
+    window: u32,   // last keys that a query sees, itself included
+    cap: f32,      // limit of the scores
     pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> part: array<vec4f>;    // [rows, splits, d / 4]

@@ -12,12 +12,14 @@ struct Params {
     splits: u32,   // parts that the keys are divided into
     span: u32,     // keys in a part
     scale: f32,
+    window: u32,   // last keys that a query sees, itself included
+    cap: f32,      // limit of the scores
     pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<act4>;       // [B, sq, heads · d / 4]
-@group(0) @binding(2) var<storage, read> k: array<act4>;       // [B, sk, kv_heads · d / 4]
-@group(0) @binding(3) var<storage, read> v: array<act4>;       // [B, sk, kv_heads · d / 4]
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
 
 const SHARES = WG_X / LANES4; // LANES4: the power of two not below d / 4
@@ -40,12 +42,14 @@ fn main(
     let head = row % p.heads / (p.heads / p.kv_heads);
     let step = p.kv_heads * d4;
     let keys = (b * p.sk * p.kv_heads + head) * d4;
-    let end = min(seen_by(row / p.heads % p.sq), (split + 1u) * p.span);
+    let i = row / p.heads % p.sq;
+    let lo = seen_from(i) + split * p.span;
+    let end = min(seen_by(i), lo + p.span);
     let c = local % LANES4;
     var most = LOWEST;
     var total = 0.0;
     var sum = vec4f();
-    for (var j0 = split * p.span; j0 < end; j0 += BLOCK) {
+    for (var j0 = lo; j0 < end; j0 += BLOCK) {
         let count = min(BLOCK, end - j0);
         let first = keys + j0 * step;
         var next = most;
@@ -58,9 +62,9 @@ fn main(
             var s = vec4f();
             for (var e = 0u; e < d4; e++) {
                 s += vec4f(q[row * d4 + e])
-                    * mat4x4f(vec4f(k[k0 + e]), vec4f(k[k1 + e]), vec4f(k[k2 + e]), vec4f(k[k3 + e]));
+                    * mat4x4f(key4(k0 + e), key4(k1 + e), key4(k2 + e), key4(k3 + e));
             }
-            s = select(vec4f(LOWEST), s * p.scale, vec4u(0u, 1u, 2u, 3u) + j < vec4u(count));
+            s = select(vec4f(LOWEST), score(s), vec4u(0u, 1u, 2u, 3u) + j < vec4u(count));
             scores[j / 4u] = s;
             next = max(next, max(max(s.x, s.y), max(s.z, s.w)));
         }
@@ -81,7 +85,7 @@ fn main(
                 let v1 = first + min(j + 1u, count - 1u) * step + c;
                 let v2 = first + min(j + 2u, count - 1u) * step + c;
                 let v3 = first + min(j + 3u, count - 1u) * step + c;
-                sum += mat4x4f(vec4f(v[v0]), vec4f(v[v1]), vec4f(v[v2]), vec4f(v[v3])) * scores[j / 4u];
+                sum += mat4x4f(value4(v0), value4(v1), value4(v2), value4(v3)) * scores[j / 4u];
             }
         }
         workgroupBarrier();

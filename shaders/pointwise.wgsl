@@ -33,4 +33,5 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         y[i] = act4(vec4f(a[j]) * activation4(vec4f(a[j + c4])));
     }
     if (KIND == 5u) { y[i] = act4(p.scale * vec4f(a[i])); }
+    if (KIND == 6u) { y[i] = act4(soft_cap(vec4f(a[i]), p.scale)); }
 }

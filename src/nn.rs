@@ -1,16 +1,21 @@
 //! Layers: a weight and the op that uses it. [`Loader`] walks a checkpoint by the dotted names it has
 //! there, packs each tensor as the recipe says, and keeps account of what became resident.
 
+mod fused;
+mod kv_cache;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::gpu::{Buffer, Elem, Gpu};
-use crate::graph::{Graph, Var, Vector, Weight};
+pub use kv_cache::{Heads, KvCache};
+
+use crate::gpu::Gpu;
+use crate::graph::{Var, Vector, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
-use crate::ops::embed::embed;
+use crate::ops::embed::{embed, embed_range};
 use crate::ops::matmul::{linear, linear_f32};
 use crate::ops::norm::{group_norm, layer_norm, rms_norm};
-use crate::quant::{Format, Recipe};
+use crate::quant::{Format, Packed, Recipe};
 use crate::weights::WeightStore;
 use crate::{Error, Result};
 
@@ -155,7 +160,11 @@ impl<'a> Loader<'a> {
         let (path, shared) = (self.name(name), &self.shared);
         let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
-        let weight = Weight::upload(shared.gpu, &path, &packed)?;
+        self.upload(path, &packed)
+    }
+
+    fn upload(&self, path: String, packed: &Packed) -> Result<Weight> {
+        let weight = Weight::upload(self.shared.gpu, &path, packed)?;
         let (format, sqnr_db) = (packed.format, packed.sqnr_db);
         let (elements, bytes) = (weight.elements(), weight.bytes());
         self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
@@ -164,16 +173,16 @@ impl<'a> Loader<'a> {
 
     /// The vector `name` of `len` numbers, as f32.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vector> {
-        let (path, shared) = (self.name(name), &self.shared);
-        let vector = Vector::upload(shared.gpu, &path, &shared.store.vector(&path, len)?)?;
-        let bytes = vector.buffer.bytes();
-        self.note(LoadedTensor {
-            path,
-            format: Format::F32,
-            elements: len,
-            bytes,
-            sqnr_db: Some(f64::INFINITY),
-        })?;
+        let path = self.name(name);
+        let values = self.shared.store.vector(&path, len)?;
+        self.upload_vector(path, &values)
+    }
+
+    fn upload_vector(&self, path: String, values: &[f32]) -> Result<Vector> {
+        let vector = Vector::upload(self.shared.gpu, &path, values)?;
+        let (format, elements, bytes) = (Format::F32, values.len(), vector.buffer.bytes());
+        let sqnr_db = Some(f64::INFINITY);
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
         Ok(vector)
     }
 
@@ -252,6 +261,13 @@ impl<'a> Loader<'a> {
     pub fn rms_norm(&self, name: &str, channels: usize, eps: f64) -> Result<RmsNorm> {
         Ok(RmsNorm { gamma: self.pp(name).vector("weight", channels)?, eps: eps as f32 })
     }
+    /// `name.weight` `[channels]`, of which the checkpoint holds γ − 1 (Gemma).
+    pub fn rms_norm_offset(&self, name: &str, channels: usize, eps: f64) -> Result<RmsNorm> {
+        let path = self.pp(name).name("weight");
+        let values = self.shared.store.vector(&path, channels)?;
+        let values: Vec<f32> = values.into_iter().map(|v| v + 1.0).collect();
+        Ok(RmsNorm { gamma: self.upload_vector(path, &values)?, eps: eps as f32 })
+    }
 }
 
 /// `y = x·Wᵀ + b` over the last axis; a 1×1 convolution as well.
@@ -301,6 +317,11 @@ impl Embedding {
     #[track_caller]
     pub fn forward<'g>(&self, ids: Var<'g>) -> Var<'g> {
         embed(ids, &self.weight)
+    }
+    /// Rows `start .. start + count` (start u32 `[1]`) → `[1, count, C]`: learned positions.
+    #[track_caller]
+    pub fn forward_range<'g>(&self, start: Var<'g>, count: usize) -> Var<'g> {
+        embed_range(start, count, &self.weight)
     }
     /// The same table as the output layer of a language model ("tied").
     pub fn as_linear(&self) -> Linear {
@@ -377,54 +398,5 @@ impl RmsNorm {
     #[track_caller]
     pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
         rms_norm(x, &self.gamma, self.eps)
-    }
-}
-
-/// Keys and values of every layer for the tokens seen so far, `[1, context, width]` each. Graphs that
-/// are given the same cache read and write the same memory.
-#[derive(Clone)]
-pub struct KvCache {
-    layers: Vec<[Buffer; 2]>,
-    context: usize,
-    width: usize,
-    elem: Elem,
-}
-
-impl KvCache {
-    /// Memory for `context` tokens of `width` channels in `layers` layers.
-    pub fn new(
-        gpu: &Gpu,
-        layers: usize,
-        width: usize,
-        context: usize,
-        elem: Elem,
-    ) -> Result<KvCache> {
-        let bytes = (context * width) as u64 * elem.bytes();
-        let layer = |_| Ok([gpu.buffer("keys", bytes)?, gpu.buffer("values", bytes)?]);
-        let layers = (0..layers).map(layer).collect::<Result<_>>()?;
-        Ok(KvCache { layers, context, width, elem })
-    }
-    /// Tokens it has room for.
-    pub fn context(&self) -> usize {
-        self.context
-    }
-    /// Bytes on the GPU.
-    pub fn bytes(&self) -> u64 {
-        self.layers.iter().flatten().map(Buffer::bytes).sum()
-    }
-    /// Keys and values of a layer.
-    #[track_caller]
-    pub fn layer<'g>(&self, graph: &'g Graph, layer: usize) -> [Var<'g>; 2] {
-        let shape = [1, self.context, self.width];
-        match self.layers.get(layer) {
-            Some([k, v]) => [k, v].map(|buffer| graph.external(buffer, shape, self.elem)),
-            None => [(); 2].map(|()| {
-                graph.invalid(format!(
-                    "the cache has {} layers, the model asks for number {layer}; it was made for \
-                     another model",
-                    self.layers.len()
-                ))
-            }),
-        }
     }
 }

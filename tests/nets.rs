@@ -357,7 +357,8 @@ fn what_is_not_supported_is_said_and_never_passes() {
         assert!(!report.passed && report.outputs.is_empty());
         report.unsupported.unwrap()
     };
-    assert!(report("{\"model_type\": \"gemma3\"}").contains("gemma3 is not supported"));
+    let mamba = report("{\"model_type\": \"mamba\"}");
+    assert!(mamba.contains("mamba is not supported") && mamba.contains("gemma3"), "{mamba}");
     let text = std::fs::read_to_string(folder("unet_sd15").join("config.json")).unwrap();
     let xl =
         text.replace("\"addition_embed_type\": null", "\"addition_embed_type\": \"text_time\"");

@@ -1,6 +1,13 @@
-// Number of keys that query i sees. MASK: 0 all · 1 causal, key j ≤ query i · 2 cached, key j ≤ start + i.
+// Which keys query i sees: seen_from(i) .. seen_by(i).
+// MASK: 0 all · 1 causal, key j ≤ query i · 2 cached, key j ≤ start + i. WINDOW: of these the last p.window alone.
 fn seen_by(i: u32) -> u32 {
     if (MASK == 1u) { return min(i + 1u, p.sk); }
     if (MASK == 2u) { return min(min(start[0], p.sk) + i + 1u, p.sk); }
     return p.sk;
+}
+
+fn seen_from(i: u32) -> u32 {
+    if (!WINDOW) { return 0u; }
+    let end = seen_by(i);
+    return end - min(end, p.window);
 }

@@ -2,7 +2,7 @@
 //   0  y = activation(a)             1  y = a + b              2  y = a · b
 //   3  y = activation(a) · b         (SwiGLU: a the gate, b the value)
 //   4  y[r, c] = a[r, c] · activation(a[r, C + c])   (GEGLU of diffusers: value first, gate second)
-//   5  y = scale · a
+//   5  y = scale · a                 6  y = scale · tanh(a / scale)
 // b repeats with period b_len (a vector of channels, or one picture for a whole batch).
 struct Params {
     n: u32,     // elements of y
@@ -32,4 +32,5 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         y[i] = act(f32(a[j]) * activation(f32(a[j + p.c])));
     }
     if (KIND == 5u) { y[i] = act(p.scale * f32(a[i])); }
+    if (KIND == 6u) { y[i] = act(soft_cap(vec4f(f32(a[i])), p.scale).x); }
 }

@@ -90,12 +90,12 @@ fn show(args: &Args, report: &VerifyReport, ui: &Ui) -> Result<()> {
     let shown: Vec<_> = report
         .outputs
         .iter()
-        .filter(|c| args.all || !c.name.starts_with("tap.") || c.rel_l2 > report.limit)
+        .filter(|c| args.all || !c.name.starts_with("tap.") || !c.passes(report.limit))
         .collect();
     if !shown.is_empty() {
         let mut rows = table(&["value", "relative L2", "max abs", ""]);
         for c in shown {
-            let mark = if c.rel_l2 <= report.limit { "" } else { "beyond" };
+            let mark = if c.passes(report.limit) { "" } else { "beyond" };
             rows.add_row([
                 c.name.clone(),
                 format!("{:.2e}", c.rel_l2),

@@ -104,7 +104,7 @@ impl SelfAttention {
             k_proj: proj("k_proj")?,
             v_proj: proj("v_proj")?,
             out_proj: proj("out_proj")?,
-            how: Attention { heads, kv_heads: heads, scale, mask: Mask::Causal },
+            how: Attention { heads, kv_heads: heads, scale, cap: None, mask: Mask::Causal },
         })
     }
 

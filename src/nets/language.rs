@@ -4,8 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config;
-use super::llama::{Llama, LlamaConfig};
+use super::config::{self, Fields};
+use super::gpt2::{Gpt2, Gpt2Config};
+use super::llama::Llama;
+use super::llama_config::LlamaConfig;
+use super::phi::{Phi, PhiConfig};
 use crate::gpu::{Elem, Gpu};
 use crate::graph::Var;
 pub use crate::nn::KvCache;
@@ -14,14 +17,47 @@ use crate::ops::embed::take_row;
 use crate::weights::{gguf_file, read_config};
 use crate::{Error, Result};
 
-/// The values of `model_type` that there is a net for.
-pub const FAMILIES: [&str; 1] = ["llama"];
+/// The values of `model_type` that there is a net for. SmolLM 2 calls itself a Llama, Qwen 2.5 a Qwen 2,
+/// Phi-4 a Phi-3; `gemma3` holds the language model beside a vision tower, `gemma3_text` alone.
+pub const FAMILIES: [&str; 13] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "olmo2",
+    "phi",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gpt2",
+];
 
 /// The configuration of a language model of any family.
 #[derive(Clone, Debug)]
 pub struct LanguageConfig {
     family: &'static str,
-    net: LlamaConfig,
+    sizes: Sizes,
+    net: NetConfig,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    vocab: usize,
+    hidden: usize,
+    layers: usize,
+    positions: usize,
+    /// Channels of the keys, or of the values, of a token.
+    kv_width: usize,
+}
+
+#[derive(Clone, Debug)]
+enum NetConfig {
+    Llama(LlamaConfig),
+    Phi(PhiConfig),
+    Gpt2(Gpt2Config),
 }
 
 impl LanguageConfig {
@@ -43,53 +79,123 @@ impl LanguageConfig {
     /// # Errors
     /// As [`LanguageConfig::read`].
     pub fn from_json(config: &Value, source: &Path) -> Result<LanguageConfig> {
-        let named = config.get("model_type").and_then(Value::as_str).unwrap_or("llama");
-        let Some(family) = FAMILIES.into_iter().find(|f| *f == named) else {
+        let f = Fields { json: config, source };
+        let named = f.text("model_type")?.unwrap_or("llama");
+        let Some(family) = FAMILIES.into_iter().find(|family| *family == named) else {
             return Err(Error::Model(format!(
                 "{}: `model_type` is \"{named}\", for which there is no net here; supported are {}",
                 source.display(),
                 FAMILIES.join(", ")
             )));
         };
-        Ok(LanguageConfig { family, net: LlamaConfig::from_json(config, source)? })
+        let family = if family == "gemma3_text" { "gemma3" } else { family };
+        let beside_vision = f.object("text_config").map(|text| with_defaults(text.json));
+        let f = beside_vision.as_ref().map_or(f, |json| Fields { json, source });
+        let net = match family {
+            "phi" => NetConfig::Phi(PhiConfig::read(f)?),
+            "gpt2" => NetConfig::Gpt2(Gpt2Config::read(f)?),
+            _ => NetConfig::Llama(LlamaConfig::read(family, f)?),
+        };
+        Ok(LanguageConfig { family, sizes: net.sizes(), net })
     }
 
-    /// `model_type`: "llama".
+    /// The family: `model_type`, but "gemma3" for "gemma3_text" as well.
     pub fn family(&self) -> &'static str {
         self.family
     }
     /// Rows of the output layer; ids are below it.
     pub fn vocab_size(&self) -> usize {
-        self.net.vocab_size
+        self.sizes.vocab
     }
     /// Channels of the stream between layers.
     pub fn hidden_size(&self) -> usize {
-        self.net.hidden_size
+        self.sizes.hidden
     }
     /// Number of layers.
     pub fn layers(&self) -> usize {
-        self.net.num_hidden_layers
+        self.sizes.layers
     }
     /// Tokens of the longest text that the model was made for.
     pub fn max_position_embeddings(&self) -> usize {
-        self.net.max_position_embeddings
+        self.sizes.positions
     }
     /// An empty cache for `context` tokens, stored as `elem` (the graphs' activation type).
     pub fn kv_cache(&self, gpu: &Gpu, context: usize, elem: Elem) -> Result<KvCache> {
-        self.net.kv_cache(gpu, context, elem)
+        KvCache::new(gpu, self.sizes.layers, self.sizes.kv_width, context, elem)
     }
+}
+
+/// The language model's part of a Gemma 3 with a vision tower. Its file leaves out what transformers'
+/// `Gemma3TextConfig` has as defaults.
+fn with_defaults(text: &Value) -> Value {
+    let mut all = serde_json::json!({
+        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 8
+    });
+    if let (Some(all), Some(text)) = (all.as_object_mut(), text.as_object()) {
+        all.extend(text.iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
+    all
+}
+
+impl NetConfig {
+    fn sizes(&self) -> Sizes {
+        match self {
+            NetConfig::Llama(c) => Sizes {
+                vocab: c.vocab_size,
+                hidden: c.hidden_size,
+                layers: c.layers.len(),
+                positions: c.max_position_embeddings,
+                kv_width: c.kv_heads * c.head_dim,
+            },
+            NetConfig::Phi(c) => Sizes {
+                vocab: c.vocab_size,
+                hidden: c.hidden_size,
+                layers: c.layers,
+                positions: c.max_position_embeddings,
+                kv_width: c.kv_width(),
+            },
+            NetConfig::Gpt2(c) => Sizes {
+                vocab: c.vocab_size,
+                hidden: c.hidden_size,
+                layers: c.layers,
+                positions: c.positions,
+                kv_width: c.hidden_size,
+            },
+        }
+    }
+}
+
+/// The text that is being read.
+pub(super) struct Text<'g, 'a> {
+    /// Position of the first token, u32 `[1]`.
+    pub start: Var<'g>,
+    pub cache: &'a KvCache,
+}
+
+/// What a family's net is.
+pub(super) trait Net {
+    /// The stream `[1, S, hidden]` after the last layer, for the tokens `ids` (u32 `[1, S]`).
+    fn hidden<'g>(&self, ids: Var<'g>, text: &Text<'g, '_>) -> Var<'g>;
+    /// Logits f32 `[.., vocab]` of the stream `[.., hidden]`.
+    fn logits<'g>(&self, x: Var<'g>) -> Var<'g>;
 }
 
 /// A language model on the GPU.
 pub struct Language {
     config: LanguageConfig,
-    net: Llama,
+    net: Box<dyn Net>,
 }
 
 impl Language {
     /// Loads every tensor; `ld` is the root of the checkpoint.
     pub fn load(ld: &Loader<'_>, config: &LanguageConfig) -> Result<Language> {
-        Ok(Language { net: Llama::load(ld, &config.net)?, config: config.clone() })
+        let net: Box<dyn Net> = match &config.net {
+            NetConfig::Llama(c) => Box::new(Llama::load(ld, c)?),
+            NetConfig::Phi(c) => Box::new(Phi::load(ld, c)?),
+            NetConfig::Gpt2(c) => Box::new(Gpt2::load(ld, c)?),
+        };
+        Ok(Language { config: config.clone(), net })
     }
     /// The configuration it was built from.
     pub fn config(&self) -> &LanguageConfig {
@@ -107,26 +213,17 @@ impl Language {
         last: Var<'g>,
         cache: &KvCache,
     ) -> Var<'g> {
-        let x = take_row(self.net.hidden(ids, start, cache), last);
+        let x = take_row(self.net.hidden(ids, &Text { start, cache }), last);
         self.net.logits(x).reshape([1, self.config.vocab_size()])
     }
 
     /// The logits f32 `[1, S, vocab]` after every token.
     #[track_caller]
     pub fn logits_all<'g>(&self, ids: Var<'g>, start: Var<'g>, cache: &KvCache) -> Var<'g> {
-        self.net.logits(self.net.hidden(ids, start, cache))
+        self.net.logits(self.net.hidden(ids, &Text { start, cache }))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn another_family_is_refused_with_the_names_of_those_there_are() {
-        let fields = serde_json::json!({ "model_type": "mamba" });
-        let e = LanguageConfig::from_json(&fields, Path::new("x/config.json")).unwrap_err();
-        let e = e.to_string();
-        assert!(e.contains("x/config.json") && e.contains("mamba") && e.contains("llama"), "{e}");
-    }
-}
+#[path = "language_tests.rs"]
+mod tests;

@@ -3,9 +3,13 @@
 
 pub mod clip;
 mod config;
+mod gpt2;
 pub mod language;
 mod llama;
+mod llama_config;
+mod phi;
 mod resnet;
+mod rotary;
 pub mod unet;
 mod unet_config;
 mod unet_hoisted;

@@ -38,7 +38,7 @@ struct CrossAttention {
 
 fn heads(channels: usize, heads: usize) -> Attention<'static> {
     let scale = 1.0 / ((channels / heads) as f32).sqrt();
-    Attention { heads, kv_heads: heads, scale, mask: Mask::None }
+    Attention { heads, kv_heads: heads, scale, cap: None, mask: Mask::None }
 }
 
 impl SelfAttention {

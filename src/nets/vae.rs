@@ -124,7 +124,7 @@ impl AttentionBlock {
             to_k: to_k?,
             to_v: to_v?,
             to_out: to_out?,
-            how: Attention { heads: 1, kv_heads: 1, scale, mask: Mask::None },
+            how: Attention { heads: 1, kv_heads: 1, scale, cap: None, mask: Mask::None },
             path: ld.path().to_string(),
         })
     }

@@ -13,6 +13,10 @@ const VEC: Source = source!("attention_vec.wgsl");
 const MERGE: Source = source!("attention_merge.wgsl");
 const REFERENCE: Source = source!("reference/attention.wgsl");
 const MASK: Source = source!("parts/attention_mask.wgsl");
+const KV: Source = source!("parts/attention_kv.wgsl");
+const PLAIN: Source = source!("parts/score_plain.wgsl");
+const CAPPED: Source = source!("parts/score_capped.wgsl");
+const SOFT_CAP: Source = source!("parts/soft_cap.wgsl");
 const WHOLE: Source = source!("parts/attention_whole.wgsl");
 const SPLIT: Source = source!("parts/attention_split.wgsl");
 const REDUCE_ALL_WORKGROUP: Source = source!("parts/reduce_all_workgroup.wgsl");
@@ -38,7 +42,11 @@ params! {
         pub splits: u32,
         pub span: u32,
         pub scale: f32,
+        pub window: u32,
+        pub cap: f32,
         pub pad0: u32,
+        pub pad1: u32,
+        pub pad2: u32,
     }
 }
 
@@ -53,6 +61,9 @@ pub enum Mask<'g> {
     Cached {
         /// u32 `[1]`: position of query 0.
         start: Var<'g>,
+        /// Of these the last so many alone: key j only if `start + i − j < window` (Mistral 7B, Jiang et
+        /// al. 2023; transformers' `sliding_window`).
+        window: Option<usize>,
     },
 }
 
@@ -64,6 +75,9 @@ pub struct Attention<'g> {
     pub kv_heads: usize,
     /// Factor of the scores, commonly 1/√D.
     pub scale: f32,
+    /// Scores s become `cap · tanh(s / cap)` (Gemma 2, Gemma Team 2024; transformers'
+    /// `attn_logit_softcapping`).
+    pub cap: Option<f32>,
     pub mask: Mask<'g>,
 }
 
@@ -80,17 +94,27 @@ struct Attend {
     heads: usize,
     kv_heads: usize,
     scale: f32,
+    cap: Option<f32>,
     mask: MaskKind,
+    window: Option<usize>,
+}
+
+/// What of an [`Attend`] its shaders are specialised to.
+#[derive(Clone, Copy, Debug)]
+struct Sight {
+    mask: MaskKind,
+    window: bool,
+    cap: bool,
 }
 
 /// q `[B, Sq, heads · D]` over k and v `[B, Sk, kv_heads · D]` → `[B, Sq, heads · D]`. Tokens may have several
 /// dimensions (pixels).
 #[track_caller]
 pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> Var<'g> {
-    let (mask, start) = match how.mask {
-        Mask::None => (MaskKind::None, None),
-        Mask::Causal => (MaskKind::Causal, None),
-        Mask::Cached { start } => (MaskKind::Cached, Some(start)),
+    let (mask, start, window) = match how.mask {
+        Mask::None => (MaskKind::None, None, None),
+        Mask::Causal => (MaskKind::Causal, None, None),
+        Mask::Cached { start, window } => (MaskKind::Cached, Some(start), window),
     };
     let (sq, sk, sv) = (q.shape(), k.shape(), v.shape());
     let (h, kv) = (how.heads, how.kv_heads);
@@ -108,12 +132,16 @@ pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> 
         Err(format!("causal attention of q {sq:?} over k {sk:?}; a cache needs Mask::Cached"))
     } else if start.is_some_and(|s| s.elem() != Elem::U32 || s.shape().len() != 1) {
         Err("start must be one u32".to_string())
+    } else if window == Some(0) || how.cap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
+        Err(format!("a window of {window:?} keys, scores up to {:?}", how.cap))
     } else {
         Ok(sq)
     };
     let mut inputs = vec![q, k, v];
     inputs.extend(start);
-    let op = Attend { heads: h, kv_heads: kv, scale: how.scale, mask };
+    // A window that no query fills is none.
+    let window = window.filter(|w| *w < sk.rows() / sk.dims().first().map_or(1, |b| (*b).max(1)));
+    let op = Attend { heads: h, kv_heads: kv, scale: how.scale, cap: how.cap, mask, window };
     q.graph().record(op, &inputs, fits, q.elem())
 }
 
@@ -158,6 +186,8 @@ impl Attend {
             scale: self.scale,
             splits: 1,
             span: s.sk as u32,
+            window: self.window.unwrap_or(s.sk) as u32,
+            cap: self.cap.unwrap_or(0.0),
             ..Default::default()
         }
     }
@@ -170,8 +200,13 @@ impl Attend {
         dispatch
     }
 
+    fn sight(&self) -> Sight {
+        Sight { mask: self.mask, window: self.window.is_some(), cap: self.cap.is_some() }
+    }
+
     fn flops(&self, s: &Sizes) -> usize {
-        4 * s.rows * s.sk * s.d / if self.mask == MaskKind::Causal { 2 } else { 1 }
+        4 * s.rows * self.window.unwrap_or(s.sk) * s.d
+            / if self.mask == MaskKind::Causal { 2 } else { 1 }
     }
 
     fn reference(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
@@ -180,10 +215,11 @@ impl Attend {
         let stat = cx.scratch([most, 2], Elem::F32);
         for row0 in (0..s.rows).step_by(most) {
             let rows = most.min(s.rows - row0);
-            let stages = [(rows * s.sk, s.d), (rows, 2 * s.sk), (rows * s.d, s.sk)];
+            let seen = self.window.unwrap_or(s.sk);
+            let stages = [(rows * s.sk, s.d), (rows, seen), (rows, seen), (rows * s.d, seen)];
             for (stage, (n, trips)) in (0..).zip(stages) {
                 let p = Params { row0: row0 as u32, n: n as u32, ..self.params(s) };
-                let dispatch = Dispatch::new(reference(stage, cx.act, self.mask), &p);
+                let dispatch = Dispatch::new(reference(stage, cx.act, self.sight()), &p);
                 let dispatch = self
                     .inputs(dispatch, cx)
                     .arg(&scores)
@@ -191,7 +227,7 @@ impl Attend {
                     .arg(cx.output())
                     .linear(n, 64)
                     .trips(trips)
-                    .flops(self.flops(s) * rows / s.rows / 3);
+                    .flops(self.flops(s) * rows / s.rows / 4);
                 cx.dispatch(dispatch)?;
             }
         }
@@ -208,16 +244,17 @@ impl Attend {
             Variant::Vec { wg: lanes.max(if software { 8 } else { 128 }) }
         };
         // Enough parts that no invocation loops too long and, for few queries, that a GPU is busy.
-        let busy = if software { 1 } else { (256 / s.rows).clamp(1, s.sk.div_ceil(512)) };
+        let reach = self.reach(s, variant);
+        let busy = if software { 1 } else { (256 / s.rows).clamp(1, reach.div_ceil(512)) };
         let mut splits = busy;
-        let span = |splits: usize| s.sk.div_ceil(splits).next_multiple_of(8);
+        let span = |splits: usize| reach.div_ceil(splits).next_multiple_of(8);
         while variant.trips(span(splits), d4) > MAX_TRIPS as usize && span(splits) > 8 {
             splits += 1;
         }
         let span = span(splits);
-        let splits = s.sk.div_ceil(span);
+        let splits = reach.div_ceil(span);
         let p = Params { splits: splits as u32, span: span as u32, ..self.params(s) };
-        let spec = fast(variant, cx.act, self.mask, d4 as u32, splits > 1);
+        let spec = fast(variant, cx.act, self.sight(), d4 as u32, splits > 1);
         let dispatch = self.inputs(Dispatch::new(spec, &p), cx);
         let dispatch = match variant {
             Variant::Rows { .. } => dispatch.groups(s.sq.div_ceil(8), self.heads, s.batch * splits),
@@ -235,6 +272,12 @@ impl Attend {
         let stat = cx.scratch([s.rows, splits, 2], Elem::F32);
         cx.dispatch(dispatch.arg(&part).arg(&stat))?;
         self.merge(cx, s, p, &part, &stat)
+    }
+
+    /// Keys that the queries of one workgroup may see together.
+    fn reach(&self, s: &Sizes, variant: Variant) -> usize {
+        let more = if matches!(variant, Variant::Rows { .. }) { 7 } else { 0 };
+        self.window.map_or(s.sk, |window| s.sk.min(window + more))
     }
 
     fn merge(
@@ -300,12 +343,18 @@ impl Op for Attend {
     }
 }
 
-fn reference(stage: u32, elem: Elem, mask: MaskKind) -> Spec {
-    let spec = Spec::new(REFERENCE).part(MASK).alias("act", elem);
-    spec.u32("STAGE", stage).u32("MASK", mask as u32)
+impl Sight {
+    fn head(self, spec: Spec) -> Spec {
+        spec.part(MASK).u32("MASK", self.mask as u32).flag("WINDOW", self.window)
+    }
 }
 
-fn fast(variant: Variant, elem: Elem, mask: MaskKind, d4: u32, split: bool) -> Spec {
+fn reference(stage: u32, elem: Elem, sight: Sight) -> Spec {
+    let spec = Spec::new(REFERENCE).part(SOFT_CAP).alias("act", elem);
+    sight.head(spec).u32("STAGE", stage).flag("CAP", sight.cap)
+}
+
+fn fast(variant: Variant, elem: Elem, sight: Sight, d4: u32, split: bool) -> Spec {
     let spec = match variant {
         Variant::Rows { wg } => Spec::new(ROWS).u32("WG_X", wg).u32("LANES8", lanes8(d4 as usize)),
         Variant::Vec { wg } => Spec::new(VEC)
@@ -314,8 +363,9 @@ fn fast(variant: Variant, elem: Elem, mask: MaskKind, d4: u32, split: bool) -> S
             .u32("LANES4", d4.next_power_of_two())
             .u32("BLOCK", BLOCK),
     };
-    let spec = spec.part(MASK).part(if split { SPLIT } else { WHOLE });
-    spec.alias4("act4", elem).u32("MASK", mask as u32)
+    let spec = sight.head(spec.part(KV)).part(if split { SPLIT } else { WHOLE });
+    let spec = if sight.cap { spec.part(CAPPED).part(SOFT_CAP) } else { spec.part(PLAIN) };
+    spec.alias4("act4", elem)
 }
 
 fn merge(elem: Elem) -> Spec {
@@ -327,8 +377,16 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for elem in ACTS {
         specs.push(merge(elem));
-        for mask in [MaskKind::None, MaskKind::Causal, MaskKind::Cached] {
-            specs.extend((0..3).map(|stage| reference(stage, elem, mask)));
+        let sight = |mask, window, cap| Sight { mask, window, cap };
+        for sight in [
+            sight(MaskKind::None, false, false),
+            sight(MaskKind::Causal, false, false),
+            sight(MaskKind::Cached, false, false),
+            sight(MaskKind::Cached, false, true),
+            sight(MaskKind::Cached, true, false),
+            sight(MaskKind::Cached, true, true),
+        ] {
+            specs.extend((0..4).map(|stage| reference(stage, elem, sight)));
             for (d4, split) in [(8, false), (10, true), (16, false), (128, true)] {
                 let wg = lanes8(d4 as usize);
                 for variant in [
@@ -336,10 +394,10 @@ pub(crate) fn info() -> Vec<OpInfo> {
                     Variant::Rows { wg: wg.max(32) },
                     Variant::Vec { wg: 128 },
                 ] {
-                    specs.push(fast(variant, elem, mask, d4, split));
+                    specs.push(fast(variant, elem, sight, d4, split));
                 }
             }
-            specs.push(fast(Variant::Vec { wg: 8 }, elem, mask, 8, false));
+            specs.push(fast(Variant::Vec { wg: 8 }, elem, sight, 8, false));
         }
     }
     vec![OpInfo { name: "attention", specs, params: Params::FIELDS }]
@@ -356,24 +414,28 @@ pub struct Case {
     pub d: usize,
     pub scale: f32,
     pub start: Option<usize>,
+    pub window: Option<usize>,
+    pub cap: Option<f32>,
 }
 
 /// The truth, in f64. q `[batch, sq, heads · d]`, k and v `[batch, sk, kv_heads · d]`.
 pub fn oracle(q: &[f32], k: &[f32], v: &[f32], case: Case) -> Vec<f64> {
-    let Case { batch, sq, sk, heads, kv_heads, d, scale, start } = case;
+    let Case { batch, sq, sk, heads, kv_heads, d, scale, start, window, cap } = case;
     let mut y = vec![0.0; batch * sq * heads * d];
     for (row, out) in y.chunks_exact_mut(d).enumerate() {
         let (b, i, head) = (row / heads / sq, row / heads % sq, row % heads);
         let seen = start.map_or(sk, |start| (start + i + 1).min(sk));
+        let from = seen - window.unwrap_or(seen).min(seen);
         let query = &q[row * d..][..d];
         let at = |j: usize| ((b * sk + j) * kv_heads + head / (heads / kv_heads)) * d;
         let dot = |j: usize| -> f64 {
             query.iter().zip(&k[at(j)..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
         };
-        let scores: Vec<f64> = (0..seen).map(|j| f64::from(scale) * dot(j)).collect();
+        let capped = |s: f64| cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh());
+        let scores: Vec<f64> = (from..seen).map(|j| capped(f64::from(scale) * dot(j))).collect();
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
-        for (j, s) in scores.iter().enumerate() {
+        for (j, s) in (from..).zip(&scores) {
             let w = (s - most).exp() / total;
             out.iter_mut().zip(&v[at(j)..]).for_each(|(o, v)| *o += w * f64::from(*v));
         }

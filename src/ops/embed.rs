@@ -19,9 +19,9 @@ params! {
         pub row0: u32,
         pub rows: u32,
         pub total: u32,
+        pub range: u32,
         pub pad0: u32,
         pub pad1: u32,
-        pub pad2: u32,
     }
 }
 
@@ -34,10 +34,11 @@ params! {
     }
 }
 
-/// y[t, c] = w[ids[t], c]
+/// y[t, c] = w[ids[t], c], or w[ids[0] + t, c] for a range
 #[derive(Clone, Debug)]
 struct Embed {
     weight: Weight,
+    range: bool,
 }
 
 /// y[b, 0, c] = x[b, row[b], c]
@@ -60,7 +61,26 @@ pub fn embed<'g>(ids: Var<'g>, weight: &Weight) -> Var<'g> {
         dims.push(weight.channels());
         Ok(Shape::new(&dims))
     };
-    ids.graph().record(Embed { weight: weight.clone() }, &[ids], fits, ids.graph().act())
+    let op = Embed { weight: weight.clone(), range: false };
+    ids.graph().record(op, &[ids], fits, ids.graph().act())
+}
+
+/// Rows `start .. start + count` of a table (learned positions): start u32 `[1]` and a weight of V rows by C
+/// channels give `[1, count, C]`. Rows of V or more are zeros.
+#[track_caller]
+pub fn embed_range<'g>(start: Var<'g>, count: usize, weight: &Weight) -> Var<'g> {
+    let fits = if start.elem() != Elem::U32 || start.shape().len() != 1 || weight.taps() != 1 {
+        Err(format!(
+            "start {:?} of {:?} and {} taps, expected one u32 and one",
+            start.shape(),
+            start.elem(),
+            weight.taps()
+        ))
+    } else {
+        Ok(Shape::new(&[1, count, weight.channels()]))
+    };
+    let op = Embed { weight: weight.clone(), range: true };
+    start.graph().record(op, &[start], fits, start.graph().act())
 }
 
 /// One token of each item of the batch: x `[B, S, C]` and row u32 `[B]` give `[B, 1, C]`, stored as x is.
@@ -111,6 +131,7 @@ impl Op for Embed {
                 row0: chunk.row0 as u32,
                 rows: chunk.rows as u32,
                 total: self.weight.rows() as u32,
+                range: u32::from(self.range),
                 ..Default::default()
             };
             let dispatch = Dispatch::new(spec(reference, y.elem), &p)

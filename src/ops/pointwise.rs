@@ -12,6 +12,7 @@ use crate::{Result, params, source};
 const FAST: Source = source!("pointwise.wgsl");
 const REFERENCE: Source = source!("reference/pointwise.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
+const SOFT_CAP: Source = source!("parts/soft_cap.wgsl");
 
 params! {
     pub struct Params {
@@ -112,6 +113,11 @@ struct Scale {
     factor: f32,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct SoftCap {
+    cap: f32,
+}
+
 #[track_caller]
 fn unary(x: Var<'_>, act: Act) -> Var<'_> {
     x.graph().record(Unary { act }, &[x], Ok(x.shape()), x.graph().act())
@@ -130,6 +136,12 @@ pub fn activate(x: Var<'_>, act: Act) -> Var<'_> {
 #[track_caller]
 pub fn gated<'g>(gate: Var<'g>, value: Var<'g>, act: Act) -> Var<'g> {
     binary(gate, value, BinaryKind::Gate(act))
+}
+/// `cap · tanh(x / cap)`, stored as x is (Gemma 2's logits, which are f32 whatever the activations are).
+#[track_caller]
+pub fn soft_cap(x: Var<'_>, cap: f32) -> Var<'_> {
+    let fits = if cap > 0.0 { Ok(x.shape()) } else { Err(format!("a cap of {cap}")) };
+    x.graph().record(SoftCap { cap }, &[x], fits, x.elem())
 }
 /// diffusers' GEGLU: `[.., 2C]` → `[.., C]`, value in the first half, GELU gate in the second.
 #[track_caller]
@@ -185,7 +197,7 @@ fn spec(reference: bool, kind: u32, act: Act, elem: Elem) -> Spec {
     } else {
         Spec::new(FAST).alias4("act4", elem)
     };
-    spec.part(ACTIVATION).u32("KIND", kind).u32("ACT", act as u32)
+    spec.part(ACTIVATION).part(SOFT_CAP).u32("KIND", kind).u32("ACT", act as u32)
 }
 
 fn emit(cx: &mut Lower<'_>, kind: u32, act: Act, b: Option<Operand>, scale: f32) -> Result<()> {
@@ -198,7 +210,7 @@ fn emit(cx: &mut Lower<'_>, kind: u32, act: Act, b: Option<Operand>, scale: f32)
     let reference = cx.reference() || !fours;
     let p =
         Params { n: n as u32, b_len: b_len as u32, c: c as u32, kind, scale, ..Default::default() };
-    let dispatch = Dispatch::new(spec(reference, kind, act, cx.act), &p)
+    let dispatch = Dispatch::new(spec(reference, kind, act, y.elem), &p)
         .arg(&a)
         .arg(b.as_ref())
         .arg(&y)
@@ -272,12 +284,24 @@ impl Op for Scale {
     }
 }
 
+impl Op for SoftCap {
+    fn name(&self) -> &'static str {
+        "soft_cap"
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
+        emit(cx, 6, Act::None, None, self.cap)
+    }
+}
+
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for elem in ACTS {
         for reference in [false, true] {
-            specs.extend([1, 2, 5].map(|kind| spec(reference, kind, Act::None, elem)));
+            specs.extend([1, 2, 5, 6].map(|kind| spec(reference, kind, Act::None, elem)));
             for act in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh] {
                 specs.extend([0, 3, 4].map(|kind| spec(reference, kind, act, elem)));
             }

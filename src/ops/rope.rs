@@ -19,29 +19,48 @@ params! {
         pub rows: u32,
         pub heads: u32,
         pub half: u32,
+        pub rest: u32,
+        pub scale: f32,
+        pub pad0: u32,
+        pub pad1: u32,
     }
+}
+
+/// How fast each pair of channels turns.
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    /// Radians per position, f32 `[R/2]`: the first R channels of a head turn.
+    pub inv_freq: Vector,
+    /// Factor of sine and cosine (transformers' `attention_scaling`, of YaRN and LongRoPE), else 1.
+    pub scale: f32,
 }
 
 /// Inputs: x `[B, S, heads · D]`, start u32 `[1]`.
 #[derive(Clone, Debug)]
 struct Rope {
-    inv_freq: Vector,
+    rotary: Rotary,
     heads: usize,
 }
 
-/// Turns pair (i, i + D/2) of every head of x `[B, S, heads · D]` by `(start + s) · inv_freq[i]`. `start` is
-/// u32 `[1]`, `inv_freq` `[D/2]`. The angle is a product of two f32, as in transformers.
+/// Turns pair (i, i + R/2) of every head of x `[B, S, heads · D]` by `(start + s) · inv_freq[i]`; channels of a
+/// head beyond R stay. `start` is u32 `[1]`. The angle is a product of two f32, as in transformers.
 #[track_caller]
-pub fn rope<'g>(x: Var<'g>, start: Var<'g>, inv_freq: &Vector, heads: usize) -> Var<'g> {
-    let shape = x.shape();
-    let fits = if shape.rank() != 3 || heads == 0 || shape.last() != heads * 2 * inv_freq.len {
-        Err(format!("x {shape:?} with {heads} heads of {} frequencies", inv_freq.len))
+pub fn rope<'g>(x: Var<'g>, start: Var<'g>, rotary: &Rotary, heads: usize) -> Var<'g> {
+    let (shape, frequencies) = (x.shape(), rotary.inv_freq.len);
+    let d = shape.last().checked_div(heads).unwrap_or(0);
+    let fits = if shape.rank() != 3
+        || heads == 0
+        || !shape.last().is_multiple_of(heads)
+        || frequencies == 0
+        || d < 2 * frequencies
+    {
+        Err(format!("x {shape:?} with {heads} heads of {frequencies} frequencies"))
     } else if start.elem() != Elem::U32 || start.shape().len() != 1 {
         Err(format!("start must be one u32, not {:?} {:?}", start.shape(), start.elem()))
     } else {
         Ok(shape)
     };
-    let op = Rope { inv_freq: inv_freq.clone(), heads };
+    let op = Rope { rotary: rotary.clone(), heads };
     x.graph().record(op, &[x, start], fits, x.elem())
 }
 
@@ -54,19 +73,23 @@ impl Op for Rope {
     }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let (x, start, y) = (cx.input(0)?.clone(), cx.input(1)?.clone(), cx.output().clone());
-        let half = self.inv_freq.len;
-        let reference = cx.reference() || !half.is_multiple_of(4);
-        let n = x.shape.len() / if reference { 2 } else { 8 };
+        let half = self.rotary.inv_freq.len;
+        let rest = x.shape.last() / self.heads - 2 * half;
+        let reference = cx.reference() || !half.is_multiple_of(4) || !rest.is_multiple_of(4);
+        let n = x.shape.rows() * self.heads * (half + rest) / if reference { 1 } else { 4 };
         let p = Params {
             n: n as u32,
             rows: x.shape.dims()[1] as u32,
             heads: self.heads as u32,
             half: half as u32,
+            rest: rest as u32,
+            scale: self.rotary.scale,
+            ..Default::default()
         };
-        let dispatch = Dispatch::new(spec(reference, x.elem), &p)
+        let dispatch = Dispatch::new(spec(reference, x.elem, rest > 0), &p)
             .arg(&x)
             .arg(&start)
-            .arg(&self.inv_freq)
+            .arg(&self.rotary.inv_freq)
             .arg(&y)
             .linear(n, 64)
             .flops(6 * x.shape.len());
@@ -74,31 +97,45 @@ impl Op for Rope {
     }
 }
 
-fn spec(reference: bool, elem: Elem) -> Spec {
+fn spec(reference: bool, elem: Elem, partial: bool) -> Spec {
     match reference {
         true => Spec::new(REFERENCE).alias("act", elem),
-        false => Spec::new(FAST).alias4("act4", elem),
+        false => Spec::new(FAST).alias4("act4", elem).flag("PARTIAL", partial),
     }
     .part(SIN_COS)
 }
 
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
-    let specs = ACTS.iter().flat_map(|e| [spec(false, *e), spec(true, *e)]).collect();
+    let forms = |e| [spec(false, e, false), spec(false, e, true), spec(true, e, true)];
+    let specs = ACTS.into_iter().flat_map(forms).collect();
     vec![OpInfo { name: "rope", specs, params: Params::FIELDS }]
 }
 
-/// The truth, in f64 but for the angle, which transformers also rounds to f32. x `[batch, rows, heads · d]`.
-pub fn oracle(x: &[f32], inv_freq: &[f32], rows: usize, heads: usize, start: u32) -> Vec<f64> {
+/// One call for [`oracle`]: x has `rows` tokens of `heads` heads of `d` channels, from position `start` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub rows: usize,
+    pub heads: usize,
+    pub d: usize,
+    pub start: u32,
+    pub scale: f32,
+}
+
+/// The truth, in f64 but for the angle, which transformers also rounds to f32. x `[batch, rows, heads · d]`,
+/// inv_freq `[R/2]`.
+pub fn oracle(x: &[f32], inv_freq: &[f32], case: Case) -> Vec<f64> {
+    let Case { rows, heads, d, start, scale } = case;
     let half = inv_freq.len();
-    let mut y = vec![0.0; x.len()];
-    for (h, head) in x.chunks_exact(2 * half).enumerate() {
+    let mut y: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    for (h, head) in x.chunks_exact(d).enumerate() {
         let position = (start + (h / heads % rows) as u32) as f32;
         for i in 0..half {
             let (sin, cos) = f64::from(position * inv_freq[i]).sin_cos();
+            let (sin, cos) = (f64::from(scale) * sin, f64::from(scale) * cos);
             let (lo, hi) = (f64::from(head[i]), f64::from(head[i + half]));
-            y[h * 2 * half + i] = lo * cos - hi * sin;
-            y[h * 2 * half + half + i] = hi * cos + lo * sin;
+            y[h * d + i] = lo * cos - hi * sin;
+            y[h * d + half + i] = hi * cos + lo * sin;
         }
     }
     y

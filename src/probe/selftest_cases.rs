@@ -15,7 +15,7 @@ use crate::ops::kv_cache::{self, kv_write};
 use crate::ops::matmul::{self, linear};
 use crate::ops::norm::{self, group_norm, layer_norm, rms_norm};
 use crate::ops::pointwise::{Act, activate, gated, geglu};
-use crate::ops::rope::{self, rope};
+use crate::ops::rope::{self, Rotary, rope};
 use crate::ops::sampler::{COEFFICIENTS, predict_x0, step};
 use crate::ops::softmax::{self, softmax};
 use crate::ops::timestep::{self, timestep_embedding};
@@ -112,7 +112,18 @@ fn attention_cases(bench: &mut Bench<'_>) -> Result<()> {
         let q = bench.data(20, sq * heads * d);
         let (k, v) = (bench.data(21, sk * kv_heads * d), bench.data(22, sk * kv_heads * d));
         let scale = 1.0 / (d as f32).sqrt();
-        let case = attention::Case { batch: 1, sq, sk, heads, kv_heads, d, scale, start };
+        let case = attention::Case {
+            batch: 1,
+            sq,
+            sk,
+            heads,
+            kv_heads,
+            d,
+            scale,
+            start,
+            window: None,
+            cap: None,
+        };
         let want = attention::oracle(&q, &k, &v, case);
         let position = start.map_or(0, |s| s as u32);
         let cached = position > 0;
@@ -122,13 +133,15 @@ fn attention_cases(bench: &mut Bench<'_>) -> Result<()> {
         bench.check("attention", what, feeds, &want, |g| {
             let mask = match start {
                 None => Mask::None,
-                Some(_) if cached => Mask::Cached { start: g.input("start", [1], Elem::U32) },
+                Some(_) if cached => {
+                    Mask::Cached { start: g.input("start", [1], Elem::U32), window: None }
+                }
                 Some(_) => Mask::Causal,
             };
             let q = g.literal([1, sq, heads * d], q.clone());
             let k = g.literal([1, sk, kv_heads * d], k.clone());
             let v = g.literal([1, sk, kv_heads * d], v.clone());
-            attention(q, k, v, Attention { heads, kv_heads, scale, mask })
+            attention(q, k, v, Attention { heads, kv_heads, scale, cap: None, mask })
         })?;
     }
     let x = bench.data(23, 7 * 77);
@@ -165,13 +178,15 @@ fn cache_cases(bench: &mut Bench<'_>) -> Result<()> {
     let (heads, half, rows, context) = (2, 16, 3, 8);
     let c = heads * 2 * half;
     let inv_freq: Vec<f32> = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect();
-    let frequencies = Vector::upload(bench.gpu, "self-test", &inv_freq)?;
+    let inv_freq_on_gpu = Vector::upload(bench.gpu, "self-test", &inv_freq)?;
+    let rotary = Rotary { inv_freq: inv_freq_on_gpu, scale: 1.0 };
     let (x, cache) = (bench.data(27, rows * c), bench.data(28, context * c));
     let feeds = [Feed::U32("start", &[4])];
-    let want = rope::oracle(&x, &inv_freq, rows, heads, 4);
+    let want =
+        rope::oracle(&x, &inv_freq, rope::Case { rows, heads, d: 2 * half, start: 4, scale: 1.0 });
     bench.check("rope", "3 rows from 4 on", &feeds, &want, |g| {
         let start = g.input("start", [1], Elem::U32);
-        rope(g.literal([1, rows, c], x.clone()), start, &frequencies, heads)
+        rope(g.literal([1, rows, c], x.clone()), start, &rotary, heads)
     })?;
     let want = kv_cache::oracle(&cache, &x, 1, c, 4);
     bench.check("kv_cache", "3 rows from 4 on", &feeds, &want, |g| {

@@ -1,5 +1,5 @@
 use inknib::gpu::Elem;
-use inknib::graph::{Graph, Kernels};
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::ops::attention::{Attention, Case, Mask, attention, oracle};
 
 use crate::harness::*;
@@ -16,15 +16,18 @@ enum Kind {
 
 fn check(kind: Kind, case: Case) {
     let Some(gpu) = gpu() else { return };
-    let Case { batch, sq, sk, heads, kv_heads, d, scale, start } = case;
+    let Case { batch, sq, sk, heads, kv_heads, d, scale, start, window, cap } = case;
     for act in acts(gpu) {
         let q = stored(act, &randn(1, batch * sq * heads * d));
         let mut k = stored(act, &randn(2, batch * sk * kv_heads * d));
         let mut v = stored(act, &randn(3, batch * sk * kv_heads * d));
         if let (Kind::Cached, Some(start)) = (kind, start) {
-            // What was never written to a cache is whatever was there.
+            // What was never written to a cache is whatever was there, and nothing reads what lies
+            // before the first query's window.
             let row = kv_heads * d;
-            for j in (0..batch * sk).filter(|j| j % sk >= start + sq) {
+            let first = (start + 1) - window.unwrap_or(sk).min(start + 1);
+            let seen = first..start + sq;
+            for j in (0..batch * sk).filter(|j| !seen.contains(&(j % sk))) {
                 k[j * row..][..row].fill(f32::NAN);
                 v[j * row..][..row].fill(f32::NAN);
             }
@@ -36,14 +39,14 @@ fn check(kind: Kind, case: Case) {
                     Kind::All => Mask::None,
                     Kind::Causal => Mask::Causal,
                     Kind::Cached => {
-                        Mask::Cached { start: position(gpu, g, start.unwrap_or(0) as u32) }
+                        Mask::Cached { start: position(gpu, g, start.unwrap_or(0) as u32), window }
                     }
                 };
                 attention(
                     g.literal([batch, sq, heads * d], q.clone()),
                     g.literal([batch, sk, kv_heads * d], k.clone()),
                     g.literal([batch, sk, kv_heads * d], v.clone()),
-                    Attention { heads, kv_heads, scale, mask },
+                    Attention { heads, kv_heads, scale, cap, mask },
                 )
             });
             let e = nmse(&y, &want);
@@ -54,7 +57,7 @@ fn check(kind: Kind, case: Case) {
 
 fn case(batch: usize, sq: usize, sk: usize, heads: usize, kv_heads: usize, d: usize) -> Case {
     let scale = 1.0 / (d as f32).sqrt();
-    Case { batch, sq, sk, heads, kv_heads, d, scale, start: None }
+    Case { batch, sq, sk, heads, kv_heads, d, scale, start: None, window: None, cap: None }
 }
 
 #[test]
@@ -90,6 +93,79 @@ fn cached_queries_start_where_the_cache_ends_and_the_rest_is_poison() {
 }
 
 #[test]
+fn a_windowed_query_sees_itself_and_the_last_before_it() {
+    for (sq, sk, start, window) in [
+        (1, 64, 40, 1),
+        (1, 64, 40, 8),
+        (1, 64, 3, 8),    // fewer keys than the window
+        (5, 64, 0, 3),    // queries with less than a window before them
+        (40, 96, 5, 8),   // blocks of eight queries, each with its own beginning
+        (40, 96, 56, 30), // the last queries at the end of the cache
+        (70, 200, 100, 64),
+        (70, 70, 0, 200),      // a window that is none
+        (1, 1500, 1399, 1100), // more than one turn of the kernel for few queries
+    ] {
+        let window = Some(window);
+        check(Kind::Cached, Case { start: Some(start), window, ..case(1, sq, sk, 4, 2, 64) });
+    }
+    let c = case(2, 3, 40, 8, 1, 128);
+    check(Kind::Cached, Case { start: Some(29), window: Some(13), ..c });
+}
+
+/// The keys of a window are divided from its own beginning on, so a boundary falls elsewhere in every block of
+/// queries.
+#[test]
+fn windows_that_are_divided() {
+    for window in [900, 1399] {
+        let c = case(1, 40, 1800, 1, 1, 256);
+        check(Kind::Cached, Case { start: Some(1500), window: Some(window), ..c });
+        let c = case(1, 1, 1800, 1, 1, 512);
+        check(Kind::Cached, Case { start: Some(1750), window: Some(window), ..c });
+    }
+}
+
+/// Keys before the window cost nothing: a GPU divides 32,768 keys among workgroups and joins the parts, but not 128.
+#[test]
+fn a_long_cache_with_a_short_window_is_one_launch() {
+    let Some(gpu) = gpu() else { return };
+    let launches = |window| {
+        let graph = Graph::new(Elem::F32);
+        let start = graph.input("start", [1], Elem::U32);
+        let q = graph.input("q", [1, 1, 256], Elem::F32);
+        let [k, v] = ["k", "v"].map(|name| graph.input(name, [1, 32_768, 256], Elem::F32));
+        let mask = Mask::Cached { start, window };
+        let how = Attention { heads: 1, kv_heads: 1, scale: 0.1, cap: None, mask };
+        graph.output("y", attention(q, k, v, how));
+        let options = PlanOptions { kernels: Kernels::Hardware, ..Default::default() };
+        let plan = Plan::new(gpu, &graph, &options).unwrap();
+        (plan.launches().len(), plan.flops())
+    };
+    let ((all, many), (one, few)) = (launches(None), launches(Some(128)));
+    assert!(all == 2 && one == 1 && few * 100 < many, "{all} {many} {one} {few}");
+}
+
+#[test]
+fn scores_are_capped() {
+    for (cap, scale) in [(50.0, 0.125), (2.0, 1.0), (30.0, 40.0)] {
+        let c = |c: Case| Case { cap: Some(cap), scale, ..c };
+        check(Kind::All, c(case(1, 40, 61, 2, 2, 40)));
+        check(Kind::Cached, Case { start: Some(900), ..c(case(1, 1, 1000, 2, 1, 64)) });
+        let windowed = Case { start: Some(20), window: Some(9), ..c(case(1, 33, 64, 4, 2, 32)) };
+        check(Kind::Cached, windowed);
+    }
+}
+
+/// A context of 32,768: more keys than one invocation may go through.
+#[test]
+fn long_contexts() {
+    for sq in [1, 9] {
+        let c = case(1, sq, 32_768, 2, 1, 64);
+        check(Kind::Cached, Case { start: Some(32_768 - sq), ..c });
+        check(Kind::Cached, Case { start: Some(32_700), window: Some(4096), ..c });
+    }
+}
+
+#[test]
 fn large_scores_do_not_overflow() {
     check(Kind::All, Case { scale: 10.0, ..case(1, 40, 61, 2, 2, 40) });
     check(Kind::All, Case { scale: 10.0, ..case(1, 1, 1300, 2, 2, 40) });
@@ -107,7 +183,7 @@ fn shapes_that_do_not_fit_are_refused() {
     let graph = Graph::new(Elem::F32);
     let q = graph.literal([1, 3, 12], vec![0.0; 36]);
     let k = graph.literal([1, 4, 12], vec![0.0; 48]);
-    let how = Attention { heads: 3, kv_heads: 3, scale: 1.0, mask: Mask::Causal };
+    let how = Attention { heads: 3, kv_heads: 3, scale: 1.0, cap: None, mask: Mask::Causal };
     attention(q, k, k, how);
     let error = graph.finish().unwrap_err().to_string();
     assert!(error.contains("causal attention of q [1, 3, 12] over k [1, 4, 12]"), "{error}");
@@ -116,4 +192,8 @@ fn shapes_that_do_not_fit_are_refused() {
     attention(q, q, q, Attention { kv_heads: 2, ..how });
     let error = graph.finish().unwrap_err().to_string();
     assert!(error.contains("q [1, 3, 12] in 3 heads over 2 heads of keys"), "{error}");
+    let graph = Graph::new(Elem::F32);
+    let q = graph.literal([1, 3, 12], vec![0.0; 36]);
+    attention(q, q, q, Attention { cap: Some(0.0), ..how });
+    assert!(graph.finish().unwrap_err().to_string().contains("scores up to Some(0.0)"));
 }

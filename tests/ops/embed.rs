@@ -1,9 +1,10 @@
 use inknib::gpu::Elem;
 use inknib::graph::{Graph, Plan, PlanOptions, Weight};
-use inknib::ops::embed::{embed, oracle, take_row};
+use inknib::ops::embed::{embed, embed_range, oracle, take_row};
 use inknib::quant::{Layout, Packed, QuantSpec};
 
 use crate::harness::*;
+use crate::rope::position;
 
 const SPECS: [&str; 6] = [
     "f32",
@@ -63,6 +64,30 @@ fn windows_together_hold_every_row() {
     // Windows of 8 rows: 128 f32, or 128 nibbles, to the row.
     check(50, 128, "f32", 8 * 128 * 4);
     check(50, 128, "int4-g64-cubic-mse", 8 * 128 / 2);
+}
+
+#[test]
+fn a_range_is_its_rows_and_zeros_beyond_the_table() {
+    let Some(gpu) = gpu() else { return };
+    for channels in [64, 12] {
+        let layout = Layout::linear(20, channels);
+        let packed = Packed::pack(&randn(1, 20 * channels), layout, &QuantSpec::F16, None).unwrap();
+        // Windows of seven rows.
+        let weight = Weight::upload_windowed(gpu, "w", &packed, 7 * channels as u64 * 2).unwrap();
+        for (start, count) in [(0, 20), (5, 1), (13, 9)] {
+            let ids: Vec<u32> = (start..start + count).collect();
+            let want = oracle(&ids, &packed.decode(), channels);
+            for act in acts(gpu) {
+                for kernels in BOTH {
+                    let y = eval(gpu, kernels, act, |g| {
+                        embed_range(position(gpu, g, start), count as usize, &weight)
+                    });
+                    let e = nmse(&y, &want);
+                    assert!(e <= tolerance(act), "{kernels:?} {act:?} {start}: {e:.2e}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

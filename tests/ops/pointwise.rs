@@ -1,4 +1,5 @@
-use inknib::ops::pointwise::{Act, activate, gated, geglu};
+use inknib::gpu::Elem;
+use inknib::ops::pointwise::{Act, activate, gated, geglu, soft_cap};
 
 use crate::harness::*;
 
@@ -33,14 +34,17 @@ fn activations_sums_products_and_gates() {
                 let want =
                     a.iter().enumerate().map(|(i, x)| 2.5 * f64::from(*x) * f64::from(v[i % c]));
                 check("broadcast", y, want.collect());
-                let y = eval(gpu, kernels, act, |g| {
+                let y_gate = eval(gpu, kernels, act, |g| {
                     gated(
                         g.literal([rows, c], a.clone()),
                         g.literal([rows, c], b.clone()),
                         Act::Silu,
                     )
                 });
-                check("gate", y, both(&|a, b| Act::Silu.oracle(a) * b));
+                let y = eval(gpu, kernels, act, |g| soft_cap(g.literal([rows, c], a.clone()), 1.5));
+                let want = a.iter().map(|x| 1.5 * (f64::from(*x) / 1.5).tanh());
+                check("soft cap", y, want.collect());
+                check("gate", y_gate, both(&|a, b| Act::Silu.oracle(a) * b));
                 let joined = stored(act, &randn(4, rows * 2 * c));
                 let y =
                     eval(gpu, kernels, act, |g| geglu(g.literal([rows, 2 * c], joined.clone())));
@@ -51,6 +55,21 @@ fn activations_sums_products_and_gates() {
                 });
                 check("geglu", y, want.collect());
             }
+        }
+    }
+}
+
+/// Far out the cap itself, near zero the value itself, and no digits lost where the two formulas meet.
+#[test]
+fn a_soft_cap_is_exact_at_both_ends() {
+    let Some(gpu) = gpu() else { return };
+    let x: Vec<f32> = vec![0.0, 1e-4, -0.01, 8.9, 9.1, -30.0, 1e6, -3e38];
+    for kernels in BOTH {
+        let y = eval(gpu, kernels, Elem::F32, |g| soft_cap(g.literal([8], x.clone()), 30.0));
+        for (x, y) in x.iter().zip(y) {
+            let want = 30.0 * (f64::from(*x) / 30.0).tanh();
+            // exp and the two divisions are a few units of 2⁻²⁴ off.
+            assert!((f64::from(y) - want).abs() <= 2e-6 * want.abs(), "{x}: {y}, not {want}");
         }
     }
 }

@@ -1,6 +1,6 @@
 use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Graph, Var, Vector};
-use inknib::ops::rope::{oracle, rope};
+use inknib::ops::rope::{Case, Rotary, oracle, rope};
 
 use crate::harness::*;
 
@@ -12,21 +12,31 @@ pub fn position<'g>(gpu: &Gpu, graph: &'g Graph, start: u32) -> Var<'g> {
 #[test]
 fn heads_turn_by_their_position() {
     let Some(gpu) = gpu() else { return };
-    for (b, s, heads, d) in [(1, 1, 4, 64), (2, 5, 3, 32), (1, 9, 1, 10), (2, 3, 2, 128)] {
+    // Of d channels the first r turn: all, 40 % as Phi-2, and rests that are no vectors of four.
+    for (b, s, heads, d, r, scale) in [
+        (1, 1, 4, 64, 64, 1.0),
+        (2, 5, 3, 32, 32, 1.25),
+        (1, 9, 1, 10, 10, 1.0),
+        (2, 3, 2, 128, 128, 1.0),
+        (2, 5, 3, 80, 32, 1.0),
+        (1, 4, 2, 128, 96, 1.19),
+        (2, 3, 2, 19, 8, 0.5),
+    ] {
         let inv_freq: Vec<f32> =
-            (0..d / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / d as f32)).collect();
-        let vector = Vector::upload(gpu, "inv_freq", &inv_freq).unwrap();
+            (0..r / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / r as f32)).collect();
+        let inv = Vector::upload(gpu, "inv_freq", &inv_freq).unwrap();
+        let rotary = Rotary { inv_freq: inv, scale };
         for act in acts(gpu) {
             let x = stored(act, &randn(d as u64, b * s * heads * d));
             for start in [0, 77, 30_000] {
-                let want = oracle(&x, &inv_freq, s, heads, start);
+                let want = oracle(&x, &inv_freq, Case { rows: s, heads, d, start, scale });
                 for kernels in BOTH {
                     let y = eval(gpu, kernels, act, |g| {
                         let x = g.literal([b, s, heads * d], x.clone());
-                        rope(x, position(gpu, g, start), &vector, heads)
+                        rope(x, position(gpu, g, start), &rotary, heads)
                     });
                     let e = nmse(&y, &want);
-                    let at = format!("{kernels:?} {act:?} {b}x{s}x{heads}x{d} from {start}");
+                    let at = format!("{kernels:?} {act:?} {b}x{s}x{heads}x{r}/{d} from {start}");
                     assert!(e <= tolerance(act), "{at}: {e:.2e}");
                 }
             }
@@ -40,7 +50,7 @@ fn heads_that_do_not_fit_are_refused() {
     let vector = Vector::upload(gpu, "inv_freq", &[1.0; 4]).unwrap();
     let graph = Graph::new(Elem::F32);
     let x = graph.literal([1, 2, 20], vec![0.0; 40]);
-    rope(x, position(gpu, &graph, 0), &vector, 2);
+    rope(x, position(gpu, &graph, 0), &Rotary { inv_freq: vector, scale: 1.0 }, 3);
     let error = graph.finish().unwrap_err().to_string();
-    assert!(error.contains("x [1, 2, 20] with 2 heads of 4 frequencies"), "{error}");
+    assert!(error.contains("x [1, 2, 20] with 3 heads of 4 frequencies"), "{error}");
 }

@@ -1,0 +1,94 @@
+//! Layers that a checkpoint holds joined into one tensor, or transposed. They are taken apart when they
+//! are loaded, so that nets need not know.
+
+use super::{Bias, Linear, Loader};
+use crate::graph::Vector;
+use crate::quant::{Layout, Packed, QuantSpec};
+use crate::{Error, Result};
+
+impl Loader<'_> {
+    /// Layers that share their input, joined along the rows of `name.weight` `[Σ rows, k]` and of
+    /// `name.bias` `[Σ rows]` in this order (Phi-3's `qkv_proj`). They are quantized together; a packed
+    /// weight keeps its bits.
+    pub fn linears<const L: usize>(
+        &self,
+        name: &str,
+        rows: [usize; L],
+        k: usize,
+        bias: Bias,
+    ) -> Result<[Linear; L]> {
+        let (at, shared) = (self.pp(name), &self.shared);
+        let path = at.name("weight");
+        let total = rows.iter().sum();
+        let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
+        let packed = shared.store.pack_as(&path, &[total, k], &spec, keep)?;
+        at.take_apart(&path, &packed, rows, bias)
+    }
+
+    /// As [`Loader::linears`] from transformers' `Conv1D`, which keeps its weight as `[k, Σ rows]`
+    /// (GPT-2). Groups of a quantized file run along the wrong axis for a kernel here, so what such a
+    /// file has packed is decoded and kept in 16 bits.
+    pub fn conv1ds<const L: usize>(
+        &self,
+        name: &str,
+        rows: [usize; L],
+        k: usize,
+        bias: Bias,
+    ) -> Result<[Linear; L]> {
+        let (at, store) = (self.pp(name), self.shared.store);
+        let path = at.name("weight");
+        let total: usize = rows.iter().sum();
+        let shape = store.shape(&path)?;
+        if shape != [k, total] {
+            return Err(Error::Model(format!(
+                "{}: tensor `{path}` has shape {shape:?}, the model needs [{k}, {total}]; the file \
+                 belongs to another model or configuration",
+                store.path().display()
+            )));
+        }
+        let values = store.values(&path)?;
+        let turned: Vec<f32> =
+            (0..total * k).map(|i| values[i % k.max(1) * total + i / k.max(1)]).collect();
+        let spec = match store.quantized() {
+            Some(_) => QuantSpec::F16,
+            None => self.shared.recipe.spec_for(&path),
+        };
+        let packed = Packed::pack(&turned, Layout::linear(total, k), &spec, None)?;
+        at.take_apart(&path, &packed, rows, bias)
+    }
+
+    /// Uploads each range of rows as a layer of its own. `self` is the layer's place.
+    fn take_apart<const L: usize>(
+        &self,
+        path: &str,
+        packed: &Packed,
+        rows: [usize; L],
+        bias: Bias,
+    ) -> Result<[Linear; L]> {
+        let biases = match bias {
+            Bias::No => None,
+            Bias::IfPresent if !self.contains("bias") => None,
+            _ => Some(self.shared.store.vector(&self.name("bias"), packed.layout.rows)?),
+        };
+        let mut layers = Vec::with_capacity(L);
+        let mut first = 0;
+        for count in rows {
+            let range = first..first + count;
+            let part = |path: &str| match L {
+                1 => path.to_string(),
+                _ => format!("{path}[{}..{}]", range.start, range.end),
+            };
+            let weight = match L {
+                1 => self.upload(part(path), packed)?,
+                _ => self.upload(part(path), &packed.slice_rows(range.clone()))?,
+            };
+            let bias = |values: &Vec<f32>| -> Result<Vector> {
+                self.upload_vector(part(&self.name("bias")), &values[range.clone()])
+            };
+            layers.push(Linear { weight, bias: biases.as_ref().map(bias).transpose()? });
+            first += count;
+        }
+        // One layer was pushed for each count.
+        layers.try_into().map_err(|_| Error::Runtime(format!("{path}: {L} layers expected")))
+    }
+}
