@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::sampler::{Chosen, Logits, Sampler};
 use crate::gpu::{Buffer, Elem, Gpu, PendingRead};
-use crate::graph::{Arena, Graph, Plan, PlanOptions, Var};
+use crate::graph::{Arena, Graph, Plan, PlanOptions};
 use crate::nets::language::Language;
 use crate::nn::KvCache;
 use crate::ops::assign::assign;
@@ -30,11 +30,34 @@ pub struct Decoder {
     act: Elem,
     /// The newest token, u32 [1]; written by argmax, read by the next step.
     token: Buffer,
-    step: Plan,
-    prefill: HashMap<usize, Plan>,
+    /// One for each number of tokens and way to choose, made when first needed.
+    plans: HashMap<(usize, Choice), Plan>,
     /// Tokens whose keys and values are in the cache.
     cached: Vec<u32>,
     context: usize,
+}
+
+/// What the sampler needs of a position; the rest is not computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Choice {
+    /// The largest logit, chosen on the GPU.
+    Argmax,
+    /// The largest logits.
+    Top,
+    /// All logits.
+    Logits,
+}
+
+impl Choice {
+    fn of(sampler: &Sampler) -> Choice {
+        let options = sampler.options();
+        let few = (1..=CANDIDATES).contains(&options.top_k);
+        match options.needs_only_the_best() {
+            true if options.is_plain_greedy() => Choice::Argmax,
+            true if few => Choice::Top,
+            _ => Choice::Logits,
+        }
+    }
 }
 
 /// What a generation cost.
@@ -73,9 +96,7 @@ impl Decoder {
         let token = gpu.buffer("token", 4)?;
         // The plans run one after the other, and what a chunk leaves is copied or read before the next.
         let arena = options.arena.get_or_insert_default().clone();
-        let step = plan(gpu, &net, &cache, act, &options, Some(&token), 1)?;
-        let prefill = HashMap::new();
-        Ok(Decoder {
+        let mut decoder = Decoder {
             gpu: gpu.clone(),
             net,
             cache,
@@ -83,11 +104,40 @@ impl Decoder {
             arena,
             act,
             token,
-            step,
-            prefill,
+            plans: HashMap::new(),
             cached: vec![],
             context,
-        })
+        };
+        // What cannot be planned is to fail while the model is loaded, not at the first answer.
+        decoder.prepare(1, Choice::Argmax)?;
+        Ok(decoder)
+    }
+
+    /// Makes the plan for so many tokens at once, unless it is there.
+    fn prepare(&mut self, size: usize, choice: Choice) -> Result<()> {
+        if !self.plans.contains_key(&(size, choice)) {
+            let plan = self.plan(size, choice)?;
+            self.plans.insert((size, choice), plan);
+        }
+        Ok(())
+    }
+
+    /// One token comes from `token`, several from the host; argmax writes its choice to `token`.
+    fn plan(&self, size: usize, choice: Choice) -> Result<Plan> {
+        let graph = Graph::new(self.act);
+        let token = graph.external(&self.token, [1, 1], Elem::U32);
+        let ids = if size == 1 { token } else { graph.input("ids", [1, size], Elem::U32) };
+        let start = graph.input("start", [1], Elem::U32);
+        let last = graph.input("last", [1], Elem::U32);
+        let logits = self.net.forward(ids, start, last, &self.cache);
+        match choice {
+            Choice::Argmax => graph.output("next", assign(token.reshape([1]), argmax(logits))),
+            Choice::Top => graph.output("top", top_k(logits, CANDIDATES.min(self.vocab_size()))),
+            Choice::Logits => graph.output("logits", logits),
+        }
+        let plan = Plan::new(&self.gpu, &graph, &self.options)?;
+        plan.set_u32("last", &[size as u32 - 1])?;
+        Ok(plan)
     }
 
     /// Logits per token.
@@ -112,7 +162,7 @@ impl Decoder {
     }
     /// Bytes of weights that one token reads.
     pub fn weight_bytes_per_token(&self) -> u64 {
-        self.step.weight_bytes()
+        self.plans.get(&(1, Choice::Argmax)).map_or(0, Plan::weight_bytes)
     }
     /// Forgets everything.
     pub fn reset(&mut self) {
@@ -165,29 +215,25 @@ impl Decoder {
         let keep = shared.min(prompt.len() - 1);
         self.cached.truncate(keep);
         done.prompt_tokens = prompt.len() - keep;
-        let logits = self.prefill(&prompt[keep..])?;
+        let choice = Choice::of(sampler);
+        let size = self.prefill(&prompt[keep..], choice)?;
         prompt.iter().for_each(|id| sampler.accept(*id));
         let most = most.min(self.context - prompt.len());
-        if sampler.options().is_plain_greedy() {
-            self.greedy(most, on_token, done, start)
-        } else {
-            self.sampled(most, sampler, on_token, done, start, logits)
+        match choice {
+            Choice::Argmax => self.greedy(most, on_token, done, start),
+            _ => self.sampled(most, sampler, on_token, done, start, (size, choice)),
         }
     }
 
-    /// Computes the prompt's tokens; leaves the greedy choice in `token`. Returns the size of the last
-    /// chunk, whose plan holds the logits.
-    fn prefill(&mut self, mut ids: &[u32]) -> Result<usize> {
+    /// Computes the prompt's tokens. Returns the size of the last chunk, whose plan holds what the
+    /// choice needs (for argmax it is made already).
+    fn prefill(&mut self, mut ids: &[u32], choice: Choice) -> Result<usize> {
         loop {
             let size =
                 CHUNKS.into_iter().find(|c| *c >= ids.len()).unwrap_or(CHUNKS[CHUNKS.len() - 1]);
             let count = ids.len().min(size);
-            if !self.prefill.contains_key(&size) {
-                let plan =
-                    plan(&self.gpu, &self.net, &self.cache, self.act, &self.options, None, size)?;
-                self.prefill.insert(size, plan);
-            }
-            let plan = &self.prefill[&size];
+            self.prepare(size, choice)?;
+            let plan = &self.plans[&(size, choice)];
             let mut padded = ids[..count].to_vec();
             padded.resize(size, 0);
             plan.set_u32("ids", &padded)?;
@@ -197,28 +243,16 @@ impl Decoder {
             self.cached.extend(&ids[..count]);
             ids = &ids[count..];
             if ids.is_empty() {
-                let from = plan.buffer("next")?;
-                self.gpu.submit(&[crate::gpu::Command::Copy {
-                    from,
-                    from_offset: 0,
-                    to: &self.token,
-                    to_offset: 0,
-                    bytes: 4,
-                }])?;
                 return Ok(size);
             }
         }
     }
 
-    /// Feeds `token` (whatever it is by then) and chooses the next one.
-    fn submit_step(&self, position: usize) -> Result<()> {
-        self.step.set_u32("start", &[position as u32])?;
-        self.step.run()
-    }
-    /// The same, and asks for the choice in the same submission.
-    fn submit_step_and_read(&self, position: usize) -> Result<PendingRead> {
-        self.step.set_u32("start", &[position as u32])?;
-        self.step.run_and_read(&self.token, 0, 4)
+    /// Feeds `token` (whatever it is by then), chooses the next one, and asks for it, in one submission.
+    fn submit_greedy_step(&self, position: usize) -> Result<PendingRead> {
+        let step = &self.plans[&(1, Choice::Argmax)];
+        step.set_u32("start", &[position as u32])?;
+        step.run_and_read(&self.token, 0, 4)
     }
 
     fn greedy(
@@ -233,8 +267,7 @@ impl Decoder {
         for count in 0..most {
             // The next step runs while this token travels back.
             let ahead = count + 1 < most;
-            let next =
-                if ahead { Some(self.submit_step_and_read(self.cached.len())?) } else { None };
+            let next = if ahead { Some(self.submit_greedy_step(self.cached.len())?) } else { None };
             let token = word(&pending.finish()?);
             check(token)?;
             match decoding {
@@ -266,12 +299,13 @@ impl Decoder {
         on_token: &mut OnToken<'_>,
         done: &mut Generated,
         start: Instant,
-        chunk: usize,
+        (chunk, choice): (usize, Choice),
     ) -> Result<()> {
+        self.prepare(1, choice)?;
         let mut decoding: Option<Instant> = None;
         for count in 0..most {
-            let plan = if count == 0 { &self.prefill[&chunk] } else { &self.step };
-            let chosen = choose(plan, sampler)?;
+            let plan = &self.plans[&(if count == 0 { chunk } else { 1 }, choice)];
+            let chosen = choose(plan, choice, sampler)?;
             let token = chosen.token;
             if sampler.options().top_logprobs > 0 {
                 done.logprobs.push(chosen);
@@ -288,7 +322,9 @@ impl Decoder {
                 break;
             }
             self.gpu.write(&self.token, 0, &token.to_le_bytes())?;
-            self.submit_step(self.cached.len())?;
+            let step = &self.plans[&(1, choice)];
+            step.set_u32("start", &[self.cached.len() as u32])?;
+            step.run()?;
             self.cached.push(token);
         }
         Ok(())
@@ -310,49 +346,17 @@ fn check(token: u32) -> Result<()> {
     ))
 }
 
-/// The next token by the sampler, from the best candidates if it needs no more, else from all logits.
-fn choose(plan: &Plan, sampler: &mut Sampler) -> Result<Chosen> {
-    let options = sampler.options();
-    let few = (1..=CANDIDATES).contains(&options.top_k) || options.temperature == 0.0;
-    if few && options.needs_only_the_best() {
-        let raw = plan.read_u32("top")?;
-        let (values, ids) = raw.split_at(raw.len() / 2);
-        if let Some(id) = ids.first() {
-            check(*id)?;
-        }
-        let candidates: Vec<(u32, f32)> =
-            ids.iter().zip(values).map(|(id, v)| (*id, f32::from_bits(*v))).collect();
-        return Ok(sampler.sample(Logits::Top { candidates: &candidates, log_sum_exp: None })?);
+/// The next token by the sampler, from what the plan computed for it.
+fn choose(plan: &Plan, choice: Choice, sampler: &mut Sampler) -> Result<Chosen> {
+    if choice == Choice::Logits {
+        return sampler.sample(Logits::Full(&plan.read("logits")?));
     }
-    sampler.sample(Logits::Full(&plan.read("logits")?))
-}
-
-/// The plan for `size` tokens. With a token buffer the ids come from it and the choice goes back to it.
-fn plan(
-    gpu: &Gpu,
-    net: &Language,
-    cache: &KvCache,
-    act: Elem,
-    options: &PlanOptions,
-    token: Option<&Buffer>,
-    size: usize,
-) -> Result<Plan> {
-    let graph = Graph::new(act);
-    let chained: Option<Var<'_>> = token.map(|buffer| graph.external(buffer, [1, 1], Elem::U32));
-    let ids = chained.unwrap_or_else(|| graph.input("ids", [1, size], Elem::U32));
-    let start = graph.input("start", [1], Elem::U32);
-    let last = graph.input("last", [1], Elem::U32);
-    let logits = net.forward(ids, start, last, cache);
-    graph.output("logits", logits);
-    graph.output("top", top_k(logits, CANDIDATES.min(net.config().vocab_size())));
-    let next = argmax(logits);
-    match chained {
-        Some(token) => graph.output("next", assign(token.reshape([1]), next)),
-        None => graph.output("next", next),
+    let raw = plan.read_u32("top")?;
+    let (values, ids) = raw.split_at(raw.len() / 2);
+    if let Some(id) = ids.first() {
+        check(*id)?;
     }
-    let plan = Plan::new(gpu, &graph, options)?;
-    if token.is_some() {
-        plan.set_u32("last", &[0])?;
-    }
-    Ok(plan)
+    let candidates: Vec<(u32, f32)> =
+        ids.iter().zip(values).map(|(id, v)| (*id, f32::from_bits(*v))).collect();
+    sampler.sample(Logits::Top { candidates: &candidates, log_sum_exp: None })
 }
