@@ -5,6 +5,10 @@
 mod blocks;
 #[path = "gguf/container.rs"]
 mod container;
+#[path = "gguf/convert.rs"]
+mod convert;
+#[path = "gguf/nets.rs"]
+mod nets;
 #[path = "gguf/vocab.rs"]
 mod vocab;
 #[path = "gguf/writer.rs"]

@@ -21,6 +21,7 @@ pub mod quantize;
 pub mod repl;
 pub mod sampling;
 pub mod show;
+mod show_gguf;
 pub mod verify;
 
 use std::io::Write;

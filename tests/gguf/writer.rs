@@ -7,6 +7,7 @@ pub enum Meta {
     I32(i32),
     F32(f32),
     Bool(bool),
+    Bools(Vec<bool>),
     Text(String),
     Texts(Vec<String>),
     F32s(Vec<f32>),
@@ -93,6 +94,10 @@ fn put(out: &mut Vec<u8>, value: &Meta) {
         Meta::I32(v) => scalar(5, &v.to_le_bytes()),
         Meta::F32(v) => scalar(6, &v.to_le_bytes()),
         Meta::Bool(v) => scalar(7, &[u8::from(*v)]),
+        Meta::Bools(list) => {
+            head(out, 7, list.len());
+            out.extend(list.iter().map(|&v| u8::from(v)));
+        }
         Meta::Text(v) => {
             out.extend(8u32.to_le_bytes());
             text(out, v);
