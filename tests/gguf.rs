@@ -7,6 +7,8 @@ mod blocks;
 mod container;
 #[path = "gguf/convert.rs"]
 mod convert;
+#[path = "gguf/names.rs"]
+mod names;
 #[path = "gguf/nets.rs"]
 mod nets;
 #[path = "gguf/vocab.rs"]

@@ -3,7 +3,7 @@
 
 use super::{Bias, Linear, Loader};
 use crate::graph::Vector;
-use crate::quant::{Layout, Packed, QuantSpec};
+use crate::quant::Packed;
 use crate::{Error, Result};
 
 impl Loader<'_> {
@@ -26,8 +26,7 @@ impl Loader<'_> {
     }
 
     /// As [`Loader::linears`] from transformers' `Conv1D`, which keeps its weight as `[k, Σ rows]`
-    /// (GPT-2). Groups of a quantized file run along the wrong axis for a kernel here, so what such a
-    /// file has packed is decoded and kept in 16 bits.
+    /// (GPT-2); see [`WeightStore::pack_transposed`](crate::weights::WeightStore::pack_transposed).
     pub fn conv1ds<const L: usize>(
         &self,
         name: &str,
@@ -35,25 +34,11 @@ impl Loader<'_> {
         k: usize,
         bias: Bias,
     ) -> Result<[Linear; L]> {
-        let (at, store) = (self.pp(name), self.shared.store);
+        let (at, shared) = (self.pp(name), &self.shared);
         let path = at.name("weight");
-        let total: usize = rows.iter().sum();
-        let shape = store.shape(&path)?;
-        if shape != [k, total] {
-            return Err(Error::Model(format!(
-                "{}: tensor `{path}` has shape {shape:?}, the model needs [{k}, {total}]; the file \
-                 belongs to another model or configuration",
-                store.path().display()
-            )));
-        }
-        let values = store.values(&path)?;
-        let turned: Vec<f32> =
-            (0..total * k).map(|i| values[i % k.max(1) * total + i / k.max(1)]).collect();
-        let spec = match store.quantized() {
-            Some(_) => QuantSpec::F16,
-            None => self.shared.recipe.spec_for(&path),
-        };
-        let packed = Packed::pack(&turned, Layout::linear(total, k), &spec, None)?;
+        let total = rows.iter().sum();
+        let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
+        let packed = shared.store.pack_transposed(&path, [k, total], &spec, keep)?;
         at.take_apart(&path, &packed, rows, bias)
     }
 

@@ -18,6 +18,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value> {
     let architecture = Architecture::of(gguf)?;
     let reader = Reader { gguf, architecture, heads: Heads::of(gguf, architecture)? };
     reader.refuse_experts()?;
+    reader.refuse_parts()?;
     let mut map = Map::new();
     for (key, value) in match architecture {
         Gpt2 => reader.gpt2()?,
@@ -78,6 +79,16 @@ impl Reader<'_> {
             Some(_) => Err(self.gguf.bad(
                 &self.key("expert_count"),
                 "makes it a mixture of experts, which there is no net for here",
+            )),
+        }
+    }
+
+    fn refuse_parts(&self) -> Result<()> {
+        match self.gguf.count("split.count")? {
+            None | Some(0 | 1) => Ok(()),
+            Some(n) => Err(self.gguf.bad(
+                "split.count",
+                &format!("says this is one of {n} parts; join them with llama-gguf-split --merge"),
             )),
         }
     }
@@ -147,6 +158,11 @@ impl Reader<'_> {
     /// What only one family has.
     fn own(&self, map: &mut Map<String, Value>) -> Result<()> {
         let mut put = |key: &str, value: Value| map.insert(key.to_string(), value);
+        let has = |name: &str| self.gguf.tensors().contains_key(name);
+        if !matches!(self.architecture, Gpt2 | Phi2 | Phi3 | Qwen2) {
+            put("attention_bias", json!(has("blk.0.attn_q.bias")));
+            put("mlp_bias", json!(has("blk.0.ffn_up.bias")));
+        }
         let window = self.gguf.count(&self.key("attention.sliding_window"))?.filter(|n| *n > 0);
         let layers = self.count("block_count")?;
         match self.architecture {

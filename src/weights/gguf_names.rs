@@ -254,6 +254,9 @@ fn hugging_face(architecture: Architecture, name: &str) -> Option<(String, Kind)
     if layer.is_empty() || !layer.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
+    if part == "bias" && !has_bias(architecture, stem) {
+        return None;
+    }
     let (to, kind) = match architecture {
         Gpt2 => gpt2_layer(stem)?,
         Phi2 => phi2_layer(stem)?,
@@ -261,6 +264,18 @@ fn hugging_face(architecture: Architecture, name: &str) -> Option<(String, Kind)
     };
     let root = if gpt2 { "transformer.h" } else { "model.layers" };
     Some((format!("{root}.{layer}.{to}.{part}"), kind))
+}
+
+/// Whether the net has a bias there, or may have one (`attention_bias` and `mlp_bias`).
+fn has_bias(architecture: Architecture, stem: &str) -> bool {
+    let attention = ["attn_q", "attn_k", "attn_v", "attn_output"].contains(&stem);
+    match architecture {
+        Gpt2 | Phi2 => true,
+        Qwen2 => attention && stem != "attn_output",
+        Llama | SmolLm3 => attention || ["ffn_gate", "ffn_up", "ffn_down"].contains(&stem),
+        Qwen3 | Gemma | Gemma2 | Gemma3 | Olmo2 => attention,
+        Phi3 => false,
+    }
 }
 
 /// Llama and those built like it.

@@ -66,7 +66,9 @@ impl WeightStore {
     }
 
     /// The transpose `[N, K]` of the matrix `name`, whose shape in the checkpoint is `[K, N]` (GPT-2's
-    /// `Conv1D`), packed for the GPU. `keep` as in [`WeightStore::pack_as`].
+    /// `Conv1D`), packed for the GPU. `keep` as in [`WeightStore::pack_as`]. The groups of a file that
+    /// `inknib quantize` wrote run along the wrong axis for a kernel here, so what it has packed is
+    /// decoded and kept in 16 bits.
     pub fn pack_transposed(
         &self,
         name: &str,
@@ -84,7 +86,8 @@ impl WeightStore {
             Some(packed) => packed,
             None => {
                 let values = super::gguf_store::transpose(&self.values(name)?, k, n);
-                Packed::pack(&values, Layout::linear(n, k), spec, None)
+                let spec = if self.quantized().is_some() { QuantSpec::F16 } else { *spec };
+                Packed::pack(&values, Layout::linear(n, k), &spec, None)
             }
         };
         packed.map_err(|e| self.about(name, e))
