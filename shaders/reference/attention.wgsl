@@ -25,8 +25,6 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<act>;       // [B, sq, heads · d]
-@group(0) @binding(2) var<storage, read> k: array<act>;       // [B, sk, kv_heads · d]
-@group(0) @binding(3) var<storage, read> v: array<act>;       // [B, sk, kv_heads · d]
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
 @group(0) @binding(5) var<storage, read_write> s: array<f32>;   // [rows of this launch, sk]
 @group(0) @binding(6) var<storage, read_write> stat: array<vec2f>; // [rows of this launch]
@@ -54,7 +52,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         if (j < begin || j >= seen) { return; }
         var sum = 0.0;
         for (var c = 0u; c < p.d; c++) {
-            sum += f32(q[row * p.d + c]) * f32(k[first_key(row) + j * step + c]);
+            sum += f32(q[row * p.d + c]) * key1(first_key(row) + j * step + c);
         }
         let scaled = p.scale * sum;
         s[item] = select(scaled, soft_cap(vec4f(scaled), p.cap).x, CAP);
@@ -78,7 +76,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         var sum = 0.0;
         for (var j = begin; j < seen; j++) {
             let w = exp(s[local * p.sk + j] - stat[local].x) / stat[local].y;
-            sum += w * f32(v[first_key(row) + j * step + c]);
+            sum += w * value1(first_key(row) + j * step + c);
         }
         y[row * p.d + c] = act(sum);
     }

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 
+use super::kv_cache::q8_heads;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{Dispatch, Lower, MAX_TRIPS, Op, Operand, Var};
@@ -14,6 +15,9 @@ const MERGE: Source = source!("attention_merge.wgsl");
 const REFERENCE: Source = source!("reference/attention.wgsl");
 const MASK: Source = source!("parts/attention_mask.wgsl");
 const KV: Source = source!("parts/attention_kv.wgsl");
+const KV_Q8: Source = source!("parts/attention_kv_q8.wgsl");
+const KV1: Source = source!("parts/attention_kv1.wgsl");
+const KV1_Q8: Source = source!("parts/attention_kv1_q8.wgsl");
 const PLAIN: Source = source!("parts/score_plain.wgsl");
 const CAPPED: Source = source!("parts/score_capped.wgsl");
 const SOFT_CAP: Source = source!("parts/soft_cap.wgsl");
@@ -97,6 +101,8 @@ struct Attend {
     cap: Option<f32>,
     mask: MaskKind,
     window: Option<usize>,
+    /// Keys and values are a cache of eight bits.
+    q8: bool,
 }
 
 /// What of an [`Attend`] its shaders are specialised to.
@@ -105,10 +111,11 @@ struct Sight {
     mask: MaskKind,
     window: bool,
     cap: bool,
+    q8: bool,
 }
 
 /// q `[B, Sq, heads · D]` over k and v `[B, Sk, kv_heads · D]` → `[B, Sq, heads · D]`. Tokens may have several
-/// dimensions (pixels).
+/// dimensions (pixels). k and v may be a cache of eight bits (u32, see [`kv_write`](super::kv_cache::kv_write)).
 #[track_caller]
 pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> Var<'g> {
     let (mask, start, window) = match how.mask {
@@ -118,13 +125,18 @@ pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> 
     };
     let (sq, sk, sv) = (q.shape(), k.shape(), v.shape());
     let (h, kv) = (how.heads, how.kv_heads);
+    let q8 = k.elem() == Elem::U32;
+    let width = sq.last() / h.max(1) * kv;
+    let wide = if q8 { q8_heads(sk.last(), width) == Some(kv) } else { sk.last() == width };
     let fits = if h == 0 || kv == 0 || !h.is_multiple_of(kv) || !sq.last().is_multiple_of(h) {
         Err(format!("q {sq:?} in {h} heads over {kv} heads of keys"))
     } else if sq.rank() < 3
         || sk.rank() < 3
         || sk != sv
         || sk.dims()[0] != sq.dims()[0]
-        || sk.last() != sq.last() / h * kv
+        || !wide
+        || k.elem() != v.elem()
+        || (q8 && (mask != MaskKind::Cached || sk.dims()[0] != 1))
         || sk.is_empty()
     {
         Err(format!("q {sq:?} in {h} heads over k {sk:?} and v {sv:?} in {kv} heads"))
@@ -141,7 +153,7 @@ pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> 
     inputs.extend(start);
     // A window that no query fills is none.
     let window = window.filter(|w| *w < sk.rows() / sk.dims().first().map_or(1, |b| (*b).max(1)));
-    let op = Attend { heads: h, kv_heads: kv, scale: how.scale, cap: how.cap, mask, window };
+    let op = Attend { heads: h, kv_heads: kv, scale: how.scale, cap: how.cap, mask, window, q8 };
     q.graph().record(op, &inputs, fits, q.elem())
 }
 
@@ -201,7 +213,8 @@ impl Attend {
     }
 
     fn sight(&self) -> Sight {
-        Sight { mask: self.mask, window: self.window.is_some(), cap: self.cap.is_some() }
+        let (window, cap) = (self.window.is_some(), self.cap.is_some());
+        Sight { mask: self.mask, window, cap, q8: self.q8 }
     }
 
     fn flops(&self, s: &Sizes) -> usize {
@@ -350,7 +363,8 @@ impl Sight {
 }
 
 fn reference(stage: u32, elem: Elem, sight: Sight) -> Spec {
-    let spec = Spec::new(REFERENCE).part(SOFT_CAP).alias("act", elem);
+    let kv = if sight.q8 { KV1_Q8 } else { KV1 };
+    let spec = Spec::new(REFERENCE).part(kv).part(SOFT_CAP).alias("act", elem);
     sight.head(spec).u32("STAGE", stage).flag("CAP", sight.cap)
 }
 
@@ -363,7 +377,11 @@ fn fast(variant: Variant, elem: Elem, sight: Sight, d4: u32, split: bool) -> Spe
             .u32("LANES4", d4.next_power_of_two())
             .u32("BLOCK", BLOCK),
     };
-    let spec = sight.head(spec.part(KV)).part(if split { SPLIT } else { WHOLE });
+    let spec = sight.head(spec.part(if sight.q8 { KV_Q8 } else { KV })).part(if split {
+        SPLIT
+    } else {
+        WHOLE
+    });
     let spec = if sight.cap { spec.part(CAPPED).part(SOFT_CAP) } else { spec.part(PLAIN) };
     spec.alias4("act4", elem)
 }
@@ -377,7 +395,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for elem in ACTS {
         specs.push(merge(elem));
-        let sight = |mask, window, cap| Sight { mask, window, cap };
+        let sight = |mask, window, cap| Sight { mask, window, cap, q8: false };
+        let eight = Sight { q8: true, ..sight(MaskKind::Cached, true, true) };
         for sight in [
             sight(MaskKind::None, false, false),
             sight(MaskKind::Causal, false, false),
@@ -385,6 +404,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
             sight(MaskKind::Cached, false, true),
             sight(MaskKind::Cached, true, false),
             sight(MaskKind::Cached, true, true),
+            Sight { q8: true, ..sight(MaskKind::Cached, false, false) },
+            eight,
         ] {
             specs.extend((0..4).map(|stage| reference(stage, elem, sight)));
             for (d4, split) in [(8, false), (10, true), (16, false), (128, true)] {

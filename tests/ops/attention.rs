@@ -1,6 +1,7 @@
 use inknib::gpu::Elem;
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::ops::attention::{Attention, Case, Mask, attention, oracle};
+use inknib::ops::kv_cache::{kv_write, oracle_q8, q8_words};
 
 use crate::harness::*;
 use crate::rope::position;
@@ -176,6 +177,54 @@ fn keys_are_divided_where_one_invocation_would_loop_too_long() {
     // The decoder of a picture: one head of 512 channels.
     check(Kind::All, case(1, 33, 1100, 1, 1, 512));
     check(Kind::Cached, Case { start: Some(700), ..case(1, 40, 1400, 1, 1, 256) });
+}
+
+/// A cache of eight bits: what kv_write leaves is what attention reads, against the f64 oracle on the decoded
+/// values, so that the limit is that of the kernel alone.
+#[test]
+fn a_cache_of_eight_bits() {
+    let Some(gpu) = gpu() else { return };
+    for (case, window, cap) in [
+        (case(1, 1, 100, 4, 2, 64), None, None),
+        (case(1, 40, 96, 4, 2, 64), None, None),
+        (case(1, 1, 1500, 8, 1, 128), None, Some(20.0)),
+        (case(1, 33, 64, 3, 3, 20), Some(9), None),
+        (case(1, 9, 1400, 1, 1, 256), Some(700), None),
+    ] {
+        let Case { sq, sk, heads, kv_heads, d, scale, .. } = case;
+        let start = sk - sq - 1;
+        let row = kv_heads * d;
+        for act in acts(gpu) {
+            let q = stored(act, &randn(1, sq * heads * d));
+            let [k, v] = [2, 3].map(|seed| stored(act, &randn(seed, (start + sq) * row)));
+            let decoded = |x: &[f32]| -> Vec<f32> {
+                let heads = oracle_q8(x, kv_heads, d);
+                let values = heads.iter().flat_map(|(q, s)| q.iter().map(move |q| f32::from(*q) * s));
+                values.chain(vec![f32::NAN; sk * row - x.len()]).collect()
+            };
+            let case = Case { start: Some(start), window, cap, ..case };
+            let want = oracle(&q, &decoded(&k), &decoded(&v), case);
+            for kernels in KERNELS {
+                let y = eval(gpu, kernels, act, |g| {
+                    let cache = |x: &[f32]| {
+                        let words = q8_words(kv_heads, d);
+                        let noise = gpu.upload("cache", &vec![0xffu8; sk * words * 4]).unwrap();
+                        let cache = g.external(&noise, [1, sk, words], Elem::U32);
+                        let x = g.literal([1, start + sq, row], x.to_vec());
+                        kv_write(cache, x, position(gpu, g, 0))
+                    };
+                    let mask = Mask::Cached { start: position(gpu, g, start as u32), window };
+                    let how = Attention { heads, kv_heads, scale, cap, mask };
+                    attention(g.literal([1, sq, heads * d], q.clone()), cache(&k), cache(&v), how)
+                });
+                let e = nmse(&y, &want);
+                // A value between two codes may fall to the other one (see tests/ops/kv_cache.rs), an error of
+                // a step, 1/100 of a value, in one value of fifty at most: 1e-4 / 50, of which rounding to f32
+                // leaves far less. Broken scales or bytes give 1e-2 and more.
+                assert!(e <= tolerance(act).max(1e-7), "{kernels:?} {act:?} {case:?}: {e:.2e}");
+            }
+        }
+    }
 }
 
 #[test]
