@@ -199,7 +199,8 @@ fn a_cache_of_eight_bits() {
             let [k, v] = [2, 3].map(|seed| stored(act, &randn(seed, (start + sq) * row)));
             let decoded = |x: &[f32]| -> Vec<f32> {
                 let heads = oracle_q8(x, kv_heads, d);
-                let values = heads.iter().flat_map(|(q, s)| q.iter().map(move |q| f32::from(*q) * s));
+                let values =
+                    heads.iter().flat_map(|(q, s)| q.iter().map(move |q| f32::from(*q) * s));
                 values.chain(vec![f32::NAN; sk * row - x.len()]).collect()
             };
             let case = Case { start: Some(start), window, cap, ..case };
