@@ -117,7 +117,7 @@ CASES = {
                                      rename=lambda name: f"language_model.{name}"),
     "gpt2": lambda to: case(to, T.GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=64)),
     "gpt2_bare": lambda to: case(to, T.GPT2Config(
-        vocab_size=VOCAB, n_embd=64, n_layer=1, n_head=4, n_positions=64, n_inner=96,
+        vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=64, n_inner=96,
         scale_attn_by_inverse_layer_idx=True), rename=lambda name: name.removeprefix("transformer.")),
 }
 

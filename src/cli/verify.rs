@@ -74,15 +74,23 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
 }
 
+/// What decides: the largest error of a value for logits, the relative error else.
+fn allowed(report: &VerifyReport) -> String {
+    match report.outputs.first().and_then(|c| c.max_abs_limit) {
+        Some(limit) => format!("{limit:.1e} (max abs)"),
+        None => format!("{:.0e} (relative L2)", report.limit),
+    }
+}
+
 fn show(args: &Args, report: &VerifyReport, ui: &Ui) -> Result<()> {
     let verdict = if report.passed { "passed" } else { "FAILED" };
     ui.line(&format!(
-        "{} ({}, {}): {verdict}, {} values, at most {:.0e} allowed",
+        "{} ({}, {}): {verdict}, {} values, at most {} allowed",
         report.case,
         report.family,
         report.weights,
         report.outputs.len(),
-        report.limit
+        allowed(report)
     ))?;
     for line in report.unsupported.iter().chain(&report.note) {
         ui.line(&format!("  {line}"))?;
