@@ -10,12 +10,14 @@ use inknib::nn::Loader;
 use inknib::probe::perplexity::{Windows, read_text, score, windows};
 use inknib::probe::scorer::Scorer;
 use inknib::quant::Recipe;
+use inknib::tensor::Tensor;
 use inknib::text::tokenizer::Tokenizer;
-use inknib::weights::{Checkpoint, WeightStore, read_tensors};
+use inknib::weights::{Checkpoint, GgmlType, WeightStore, read_tensors};
 use serde_json::{Value, json};
 
 use crate::convert::convert;
 use crate::shared;
+use crate::writer::{File, Meta, Stored};
 
 fn gpu() -> Option<Gpu> {
     match Gpu::open(&GpuOptions::default()) {
@@ -114,6 +116,111 @@ fn every_family_gives_the_logits_of_its_folder() {
     ] {
         same_logits(&gpu, case);
     }
+}
+
+/// A net of one layer whose every matrix, the tied embedding included, holds random blocks of a type.
+fn of_blocks(number: u32) -> File {
+    let ty = GgmlType::from_number(number).unwrap();
+    let mut file = File::default();
+    file.text("general.architecture", "llama");
+    for (key, value) in [
+        ("embedding_length", 256),
+        ("block_count", 1),
+        ("feed_forward_length", 512),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("context_length", 64),
+    ] {
+        file.put(&format!("llama.{key}"), Meta::U32(value));
+    }
+    file.put("llama.attention.layer_norm_rms_epsilon", Meta::F32(1e-5));
+    for name in ["blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"] {
+        file.f32(name, &[256], &[1.0; 256]);
+    }
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        // Knuth's MMIX generator; its high bits are random enough.
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as u32
+    };
+    for (name, rows, columns) in [
+        ("token_embd", 96, 256),
+        ("blk.0.attn_q", 256, 256),
+        ("blk.0.attn_k", 128, 256),
+        ("blk.0.attn_v", 128, 256),
+        ("blk.0.attn_output", 256, 256),
+        ("blk.0.ffn_gate", 512, 256),
+        ("blk.0.ffn_up", 512, 256),
+        ("blk.0.ffn_down", 256, 512),
+    ] {
+        let blocks = rows * columns / ty.block();
+        let mut bytes: Vec<u8> = (0..blocks * ty.block_bytes()).map(|_| random() as u8).collect();
+        for block in bytes.chunks_mut(ty.block_bytes()) {
+            // Scales that make weights of about a tenth, minima that make their mean about zero.
+            let put = |block: &mut [u8], at: usize, value: f32| {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+            };
+            let about = 0.75 + (random() % 1024) as f32 / 2048.0;
+            match ty {
+                GgmlType::Q6K => put(block, 208, 7e-5 * about),
+                GgmlType::Q5_0 => put(block, 0, 1e-2 * about),
+                GgmlType::Q8_0 => put(block, 0, 1.5e-3 * about),
+                GgmlType::Q4_0 => put(block, 0, 2e-2 * about),
+                _ => {
+                    let (scale, min) = match ty {
+                        GgmlType::Q4K => (6e-4, 4.5e-3),
+                        GgmlType::Q5K => (3e-4, 4.5e-3),
+                        GgmlType::Q4_1 => (2e-2, -0.15),
+                        _ => (1e-2, -0.15),
+                    };
+                    put(block, 0, scale * about);
+                    put(block, 2, min * about);
+                }
+            }
+        }
+        let name = format!("{name}.weight");
+        file.tensors.push(Stored { name, shape: vec![rows, columns], ty: number, bytes });
+    }
+    file
+}
+
+/// Repacked blocks under the kernels that run them, against the same weights decoded on the host. What
+/// repacking itself loses is measured in blocks.rs; here is only printed what becomes of it.
+#[test]
+fn every_type_computes_what_it_decodes_to() {
+    let Some(gpu) = gpu() else { return };
+    for number in [2, 3, 6, 7, 8, 12, 13, 14] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.gguf");
+        std::fs::write(&path, of_blocks(number).bytes()).unwrap();
+        let (config, store) =
+            (LanguageConfig::read(&path).unwrap(), WeightStore::open(&path).unwrap());
+        let spec = "int4".parse().unwrap();
+        let decoded = store.names().map(|name| {
+            let shape = store.shape(name).unwrap().to_vec();
+            let values = match shape.len() {
+                2 => store.pack(name, &shape, &spec).unwrap().decode(),
+                _ => store.values(name).unwrap(),
+            };
+            (name.to_string(), Tensor::f32(&shape, values))
+        });
+        let decoded = WeightStore::from_tensors(&decoded.collect::<Vec<_>>()).unwrap();
+        let of = |store, weights| logits(&gpu, &load(&gpu, &config, store, weights));
+        let ours = of(&store, "auto");
+        let ty = GgmlType::from_number(number).unwrap();
+        let kernels = relative(&ours, &of(&decoded, "fp32"));
+        println!("{ty}: kernels {kernels:.1e}, all {:.1e}", relative(&ours, &of(&store, "fp32")));
+        // f32 sums of a few hundred terms in another order, two layers deep.
+        assert!(kernels <= 1e-5, "{ty}: {kernels:e}");
+    }
+}
+
+fn relative(a: &[f32], b: &[f32]) -> f64 {
+    let square = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let whole = square(&mut b.iter().copied());
+    assert!(whole > 0.0, "there is nothing to compare with");
+    (square(&mut a.iter().zip(b).map(|(a, b)| a - b)) / whole).sqrt()
 }
 
 #[test]

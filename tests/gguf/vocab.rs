@@ -65,7 +65,7 @@ fn stories_have_the_tokenizer_of_their_folder() {
 
 /// A SentencePiece vocabulary as llama.cpp's converter writes it, from a tokenizer.json that was made
 /// from one: a token's score is the negative rank of the first merge that makes it.
-fn as_sentencepiece(tokenizer: &Value) -> Gguf {
+fn as_sentencepiece(tokenizer: &Value) -> File {
     let model = &tokenizer["model"];
     let mut tokens: Vec<(&str, u64)> = model["vocab"]
         .as_object()
@@ -104,7 +104,7 @@ fn as_sentencepiece(tokenizer: &Value) -> Gguf {
     for (name, id) in [("bos", 1), ("eos", 2), ("unknown", 0)] {
         file.put(&format!("tokenizer.ggml.{name}_token_id"), Meta::U32(id));
     }
-    Gguf::from_bytes("llama2.gguf", file.bytes()).unwrap()
+    file
 }
 
 #[test]
@@ -114,8 +114,9 @@ fn llama_2_passes_every_conformance_case() {
     else {
         return;
     };
-    let tokenizer =
-        Tokenizer::from_gguf(&as_sentencepiece(&json(&folder.join("tokenizer.json")))).unwrap();
+    let file = as_sentencepiece(&json(&folder.join("tokenizer.json")));
+    let gguf = Gguf::from_bytes("llama2.gguf", file.bytes()).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     assert_same(&tokenizer, &Tokenizer::load(&folder).unwrap(), &TEXTS);
     let inputs = json(&cases.join("inputs.json"));
     let expected = json(&cases.join("TinyLlama__TinyLlama-1.1B-Chat-v1.0.json"));
@@ -133,6 +134,66 @@ fn llama_2_passes_every_conformance_case() {
         let plain = tokenizer.decode(&ids(&want["input_ids"]), true).unwrap();
         assert_eq!(plain, want["decoded_skip_special"].as_str().unwrap(), "{key}");
     }
+}
+
+/// Gemma's way: no space is put before a text.
+#[test]
+fn without_a_space_prefix() {
+    let Some(folder) = shared("data/tokenizers/llama2") else { return };
+    let mut json = json(&folder.join("tokenizer.json"));
+    let mut file = as_sentencepiece(&json);
+    file.put("tokenizer.ggml.add_space_prefix", Meta::Bool(false));
+    file.put("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+    let own = Tokenizer::from_gguf(&Gguf::from_bytes("x.gguf", file.bytes()).unwrap()).unwrap();
+    json["normalizer"] =
+        serde_json::json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+    json["decoder"]["decoders"].as_array_mut().unwrap().pop();
+    json["post_processor"] = Value::Null;
+    let expected = Tokenizer::from_json(json.to_string().as_bytes(), Path::new("x.json")).unwrap();
+    assert_same(&own, &expected, &TEXTS);
+    assert_eq!(own.decode(&own.encode(" a b", true).unwrap(), true).unwrap(), " a b");
+}
+
+/// Phi-3's special tokens take the spaces behind them along.
+#[test]
+fn phi_3_strips_behind_its_special_tokens() {
+    let Some(folder) = shared("data/tokenizers/llama2") else { return };
+    let mut file = as_sentencepiece(&json(&folder.join("tokenizer.json")));
+    let tokenizer = |file: &File| {
+        Tokenizer::from_gguf(&Gguf::from_bytes("x.gguf", file.bytes()).unwrap()).unwrap()
+    };
+    let count = |t: &Tokenizer| t.encode("</s> \n x", false).unwrap().len();
+    let plain = count(&tokenizer(&file));
+    file.text("general.name", "Phi-3-mini-4k-instruct");
+    assert!(count(&tokenizer(&file)) < plain);
+}
+
+/// No damage to a vocabulary makes more of it than an error.
+#[test]
+fn damaged_vocabularies_do_not_panic() {
+    let mut files = vec![std::fs::read(golden("bpe/qwen2.gguf")).unwrap()];
+    if let Some(folder) = shared("data/llm/stories260K") {
+        files.push(std::fs::read(folder.join("stories260K-Q4_0.gguf")).unwrap());
+    }
+    let (mut read, mut refused) = (0, 0);
+    for good in files {
+        // Both headers end within the first 20 kB; a prime step meets every kind of field.
+        for at in (0..good.len().min(20_000)).step_by(61) {
+            let mut bad = good.clone();
+            bad[at] ^= [1, 0x80, 0x20][at % 3];
+            let Ok(gguf) = Gguf::from_bytes("damaged", bad) else { continue };
+            let _ = Template::from_gguf(&gguf);
+            match Tokenizer::from_gguf(&gguf) {
+                Ok(tokenizer) => {
+                    read += 1;
+                    let ids = tokenizer.encode("Hello <|im_end|> wörld 12", true);
+                    let _ = ids.and_then(|ids| tokenizer.decode(&ids, true));
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(read > 50 && refused > 5, "{read} read, {refused} refused");
 }
 
 #[test]
