@@ -7,7 +7,7 @@ mod kv_cache;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-pub use kv_cache::{Heads, KvCache};
+pub use kv_cache::{Heads, KvCache, KvFormat};
 
 use crate::gpu::Gpu;
 use crate::graph::{Var, Vector, Weight};

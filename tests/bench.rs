@@ -49,6 +49,22 @@ fn bench_prints_speed_and_memory() {
 }
 
 #[test]
+fn a_cache_of_eight_bits_is_small() {
+    let cache = |kv: &str| {
+        let (code, answer, error) = run(&["bench", "-p", "0", "-n", "4", "-r", "1", "--kv", kv]);
+        (!skipped(code)).then(|| {
+            assert_eq!(code, 0, "{error}");
+            answer["models"][0]["memory"]["cache"].as_f64().unwrap()
+        })
+    };
+    let (Some(float), Some(eight)) = (cache("auto"), cache("int8")) else { return };
+    // 32 channels of a head: 36 bytes with the scale, against 64 or 128.
+    assert!(eight < 0.6 * float, "{eight} of {float}");
+    let (code, _, error) = run(&["bench", "--kv", "f16", "--activations", "f32"]);
+    assert!(code == 2 && error.contains("--kv int8"), "{code}: {error}");
+}
+
+#[test]
 fn bench_refuses_what_does_not_fit() {
     let (code, answer, error) = run(&["bench", "-p", "512", "-n", "64", "-d", "4096"]);
     if skipped(code) {

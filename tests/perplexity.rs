@@ -8,7 +8,7 @@ use inknib::Error;
 use inknib::gpu::{Elem, Gpu, GpuOptions};
 use inknib::graph::Kernels;
 use inknib::nets::language::{Language, LanguageConfig};
-use inknib::nn::Loader;
+use inknib::nn::{KvFormat, Loader};
 use inknib::probe::perplexity::{Perplexity, Windows, read_text, score, windows};
 use inknib::probe::scorer::Scorer;
 use inknib::quant::Recipe;
@@ -107,6 +107,32 @@ fn four_bits_cost_little() {
     let a = same.against.unwrap();
     // The same weights under the same kernels in the same order.
     assert!(a.kl.max == 0.0 && a.same_top == 1.0 && a.perplexity_ratio == 1.0);
+}
+
+/// A cache of eight bits against one of floats, both with fp16 weights.
+#[test]
+fn eight_bits_of_cache_cost_less_than_four_of_weights() {
+    let Some(gpu) = gpu() else { return };
+    let Some(folder) = shared("llm/stories260K") else { return };
+    let Some(text) = shared("text/tinystories_sample.txt") else { return };
+    let text = read_text(&text).unwrap();
+    let windows = windows(&Tokenizer::load(&folder).unwrap(), &text, DOCUMENTS, None).unwrap();
+    let (net, _) = net(&gpu, &folder, "fp16");
+    let place = (512, Elem::F32, Kernels::Fast);
+    let mut eight = Scorer::with_kv(&gpu, &net, place, KvFormat::Int8).unwrap();
+    let mut float = Scorer::new(&gpu, &net, place).unwrap();
+    let totals = score(&mut eight, Some(&mut float), &windows, &mut |_, _, _| {}).unwrap();
+    let p = totals.finish(windows.len(), "float cache").unwrap();
+    let a = p.against.unwrap();
+    println!("int8 cache: {:.4}, KL {:.2e}, same top {:.4}", p.perplexity, a.kl.mean, a.same_top);
+    // Heads of eight channels are the hardest case; INT4 weights have a KL of 6.5e-2 here.
+    assert!(a.kl.mean > 1e-6 && a.kl.mean < 5e-3, "{:.2e}", a.kl.mean);
+    assert!(
+        (p.perplexity - 3.5483).abs() < 0.01 && a.same_top > 0.96,
+        "{} {}",
+        p.perplexity,
+        a.same_top
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::common::{Family, GpuArgs, ModelArgs, Ui, table};
 use super::json;
-use super::language::{LoadedNet, load_net};
+use super::language::{KvChoice, LoadedNet, load_net};
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::probe::bench::{Measured, Memory, Test, measure};
@@ -36,6 +36,9 @@ pub struct Args {
     /// Tokens in the cache before each test, several with commas
     #[arg(short = 'd', long, value_name = "N", value_delimiter = ',', default_value = "0")]
     pub n_depth: Vec<usize>,
+    /// How keys and values are cached
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    pub kv: KvChoice,
     /// Runs that count, after one that does not
     #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
@@ -81,7 +84,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
     let family = net.config().family();
     let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
-    let mut decoder = Decoder::new(&gpu, net, context, args.model.act(&gpu)?, options)?;
+    let act = args.model.act(&gpu)?;
+    let kv = (context, args.kv.resolve(act)?);
+    let mut decoder = Decoder::with_kv(&gpu, net, kv, act, options)?;
     let bar = ui.bar("bench", tests.len() as u64);
     let mut rows = Vec::new();
     for (done, test) in tests.iter().enumerate() {

@@ -6,19 +6,17 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::common::{Family, GpuArgs, ModelArgs, Ui, print_json_line};
+use super::language::{KvChoice, LoadedNet, load_net};
 use super::sampling::SamplingArgs;
 use super::{json, repl};
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
-use crate::nets::language::{Language, LanguageConfig};
-use crate::nn::Loader;
 use crate::probe::perplexity::read_text;
 use crate::text::chat::{Answer, Chat, Ended};
 use crate::text::decoder::Decoder;
 use crate::text::generation_config::{GenerationConfig, Overrides};
 use crate::text::sampler::Chosen;
 use crate::text::template::Message;
-use crate::weights::WeightStore;
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -48,6 +46,9 @@ pub struct Args {
     /// Tokens that the conversation may have [default: what the model was trained for, at most 4096]
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N")]
     pub context: Option<usize>,
+    /// How keys and values are cached
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    pub kv: KvChoice,
     /// Stream the answer as JSON, one object a line; without -p each line of standard input is a turn
     #[arg(long, conflicts_with = "json")]
     pub jsonl: bool,
@@ -72,27 +73,24 @@ pub fn load(
     gpu: &Gpu,
     folder: &Path,
     model: &ModelArgs,
-    context: Option<usize>,
+    (context, kv): (Option<usize>, KvChoice),
     overrides: Overrides,
     ui: &Ui,
 ) -> Result<Loaded> {
     let start = Instant::now();
-    let config = LanguageConfig::read(folder)?;
-    let (store, recipe) = (WeightStore::open(folder)?, model.recipe("llm")?);
-    let bar = ui.bar("loading", 0);
-    let progress = |t: &crate::nn::LoadedTensor| bar.say(&t.path);
-    let loader = Loader::with_progress(gpu, &store, &recipe, Some(&progress));
-    let net = Language::load(&loader, &config)?;
-    let report = loader.report();
-    let context = context.unwrap_or(config.max_position_embeddings().min(DEFAULT_CONTEXT));
+    let act = model.act(gpu)?;
+    let kv = kv.resolve(act)?;
+    let LoadedNet { net, report, weights, .. } =
+        load_net(gpu, folder, model.weights_for(folder), ui)?;
+    let longest = net.config().max_position_embeddings();
+    let context = context.unwrap_or(longest.min(DEFAULT_CONTEXT));
     let options = PlanOptions { kernels: model.kernels(), ..Default::default() };
-    let decoder = Decoder::new(gpu, net, context, model.act(gpu)?, options)?;
+    let decoder = Decoder::with_kv(gpu, net, (context, kv), act, options)?;
     let chat = Chat::new(decoder, folder, overrides)?;
-    drop(bar);
     Ok(Loaded {
         chat,
         load_seconds: start.elapsed().as_secs_f64(),
-        weights: model.weights_for(folder).to_string(),
+        weights,
         bits_per_weight: report.bits_per_weight(),
         resident_bytes: report.resident_bytes(),
     })
@@ -103,8 +101,14 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
     GenerationConfig::load(&folder.path)?.sampler_options(&args.sampling.overrides()).check()?;
     let gpu = args.gpu.open()?;
-    let mut loaded =
-        load(&gpu, &folder.path, &args.model, args.context, args.sampling.overrides(), ui)?;
+    let mut loaded = load(
+        &gpu,
+        &folder.path,
+        &args.model,
+        (args.context, args.kv),
+        args.sampling.overrides(),
+        ui,
+    )?;
     if let Some(system) = &args.system {
         loaded.chat.set_system(system);
     }

@@ -71,7 +71,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let talk = model("demo-chat");
     let folder = talk.folder(None)?.expect(Family::Llm)?;
     ui.line("\nTalking ...")?;
-    let mut loaded = chat::load(&gpu, &folder.path, &talk, None, Overrides::default(), ui)?;
+    let mut loaded =
+        chat::load(&gpu, &folder.path, &talk, Default::default(), Overrides::default(), ui)?;
     let mut turns = Vec::new();
     for question in QUESTIONS {
         ui.line(&format!("> {question}"))?;

@@ -4,12 +4,48 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::common::Ui;
-use crate::Result;
-use crate::gpu::Gpu;
+use clap::ValueEnum;
+
+use crate::gpu::{Elem, Gpu};
 use crate::nets::language::{Language, LanguageConfig};
-use crate::nn::{LoadReport, LoadedTensor, Loader};
+use crate::nn::{KvFormat, LoadReport, LoadedTensor, Loader};
 use crate::quant::Recipe;
 use crate::weights::WeightStore;
+use crate::{Error, Result};
+
+/// `--kv`
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvChoice {
+    /// As activations are stored
+    #[default]
+    Auto,
+    F32,
+    F16,
+    /// Eight bits, with a scale for each head of a token
+    Int8,
+}
+
+impl KvChoice {
+    /// The format of the cache of a model whose activations are stored as `act`.
+    ///
+    /// # Errors
+    /// `Usage` for floats of another type than the activations'.
+    pub fn resolve(self, act: Elem) -> Result<KvFormat> {
+        match self {
+            KvChoice::Int8 => Ok(KvFormat::Int8),
+            KvChoice::F16 if act != Elem::F16 => Err(refuse("f16")),
+            KvChoice::F32 if act != Elem::F32 => Err(refuse("f32")),
+            _ => Ok(act.into()),
+        }
+    }
+}
+
+fn refuse(name: &str) -> Error {
+    Error::Usage(format!(
+        "--kv {name}: floats are cached as activations are stored; give --activations {name} as well, \
+         or --kv int8"
+    ))
+}
 
 /// A language model on the GPU with what it took.
 pub struct LoadedNet {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::common::{Family, GpuArgs, ModelArgs, ModelFolder, Ui, table};
 use super::json;
-use super::language::{LoadedNet, load_net};
+use super::language::{KvChoice, LoadedNet, load_net};
 use crate::gpu::{self, Gpu};
 use crate::probe::perplexity::{Against, Perplexity, Windows, read_text, score, windows};
 use crate::probe::scorer::Scorer;
@@ -50,7 +50,10 @@ pub struct Args {
     /// Stop after so many documents or windows
     #[arg(long, visible_alias = "documents", value_name = "N")]
     pub chunks: Option<usize>,
-    /// Compare every token's distribution with that of the same model with fp16 weights
+    /// How keys and values are cached
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    pub kv: KvChoice,
+    /// Compare every token's distribution with that of the same model with fp16 weights and a float cache
     #[arg(long)]
     pub kl_divergence: bool,
     /// Compare with the fp16 weights of this model instead (the one that was quantized)
@@ -82,7 +85,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let start = Instant::now();
     let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(0);
     let place = (longest, args.model.act(&gpu)?, args.model.kernels());
-    let mut scorer = Scorer::new(&gpu, &model.net, place)?;
+    let kv = args.kv.resolve(place.1)?;
+    let mut scorer = Scorer::with_kv(&gpu, &model.net, place, kv)?;
     let mut base_scorer = base.as_ref().map(|b| Scorer::new(&gpu, &b.net, place)).transpose()?;
     let bar = ui.bar("perplexity", windows.len() as u64);
     let totals = score(&mut scorer, base_scorer.as_mut(), &windows, &mut |done, _, so_far| {
@@ -161,6 +165,7 @@ fn describe(
     let mut answer = json!(result);
     let more = json!({
         "definition": definition(how),
+        "kv": format!("{:?}", args.kv).to_lowercase(),
         "file": args.file,
         "adapter": gpu.adapter().name,
         "driver": gpu.adapter().driver,

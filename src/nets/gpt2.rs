@@ -15,7 +15,7 @@ pub(super) struct Gpt2Config {
     pub hidden_size: usize,
     pub layers: usize,
     pub positions: usize,
-    heads: usize,
+    pub heads: usize,
     inner: usize,
     act: Act,
     eps: f64,

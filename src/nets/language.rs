@@ -9,10 +9,10 @@ use super::gpt2::{Gpt2, Gpt2Config};
 use super::llama::Llama;
 use super::llama_config::LlamaConfig;
 use super::phi::{Phi, PhiConfig};
-use crate::gpu::{Elem, Gpu};
+use crate::gpu::Gpu;
 use crate::graph::Var;
-pub use crate::nn::KvCache;
 use crate::nn::Loader;
+pub use crate::nn::{KvCache, KvFormat};
 use crate::ops::embed::take_row;
 use crate::weights::{gguf_file, read_config};
 use crate::{Error, Result};
@@ -49,8 +49,8 @@ struct Sizes {
     hidden: usize,
     layers: usize,
     positions: usize,
-    /// Channels of the keys, or of the values, of a token.
-    kv_width: usize,
+    /// Heads of keys and values, and the channels of each.
+    kv: [usize; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -119,9 +119,14 @@ impl LanguageConfig {
     pub fn max_position_embeddings(&self) -> usize {
         self.sizes.positions
     }
-    /// An empty cache for `context` tokens, stored as `elem` (the graphs' activation type).
-    pub fn kv_cache(&self, gpu: &Gpu, context: usize, elem: Elem) -> Result<KvCache> {
-        KvCache::new(gpu, self.sizes.layers, self.sizes.kv_width, context, elem)
+    /// An empty cache for `context` tokens. Floats must be the graphs' activation type.
+    pub fn kv_cache(
+        &self,
+        gpu: &Gpu,
+        context: usize,
+        format: impl Into<KvFormat>,
+    ) -> Result<KvCache> {
+        KvCache::new(gpu, self.sizes.layers, self.sizes.kv, context, format)
     }
 }
 
@@ -146,21 +151,21 @@ impl NetConfig {
                 hidden: c.hidden_size,
                 layers: c.layers.len(),
                 positions: c.max_position_embeddings,
-                kv_width: c.kv_heads * c.head_dim,
+                kv: [c.kv_heads, c.head_dim],
             },
             NetConfig::Phi(c) => Sizes {
                 vocab: c.vocab_size,
                 hidden: c.hidden_size,
                 layers: c.layers,
                 positions: c.max_position_embeddings,
-                kv_width: c.kv_width(),
+                kv: [c.kv_heads, c.head_dim()],
             },
             NetConfig::Gpt2(c) => Sizes {
                 vocab: c.vocab_size,
                 hidden: c.hidden_size,
                 layers: c.layers,
                 positions: c.positions,
-                kv_width: c.hidden_size,
+                kv: [c.heads, c.hidden_size / c.heads],
             },
         }
     }

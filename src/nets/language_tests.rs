@@ -125,7 +125,7 @@ fn both_spellings_of_gemma3_mean_the_same() {
         "rope_scaling": {"rope_type": "linear", "factor": 8.0}}});
     let c = read(beside, json!({})).unwrap();
     assert_eq!((c.vocab_size(), c.hidden_size(), c.layers()), (262_208, 2560, 34));
-    assert_eq!((c.max_position_embeddings(), c.sizes.kv_width), (131_072, 4 * 256));
+    assert_eq!((c.max_position_embeddings(), c.sizes.kv), (131_072, [4, 256]));
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl PhiConfig {
             rope: RotaryConfig::read(f, "full_attention", rules)?,
         })
     }
-    fn head_dim(&self) -> usize {
+    pub fn head_dim(&self) -> usize {
         self.hidden_size / self.heads
     }
     /// Channels of the keys of a token.

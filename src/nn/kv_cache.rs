@@ -1,10 +1,25 @@
 //! Keys and values of the tokens seen so far, and attention to them.
 
-use crate::Result;
 use crate::gpu::{Buffer, Elem, Gpu};
 use crate::graph::{Graph, Var};
 use crate::ops::attention::{Attention, Mask, attention};
-use crate::ops::kv_cache::kv_write;
+use crate::ops::kv_cache::{kv_write, q8_words};
+use crate::{Error, Result};
+
+/// How a cache stores keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    /// As activations are stored.
+    Float(Elem),
+    /// Signed bytes, with an f32 scale for each head of a token.
+    Int8,
+}
+
+impl From<Elem> for KvFormat {
+    fn from(elem: Elem) -> KvFormat {
+        KvFormat::Float(elem)
+    }
+}
 
 /// Keys and values of every layer for the tokens seen so far, `[1, context, width]` each. Graphs that
 /// are given the same cache read and write the same memory.
@@ -31,14 +46,26 @@ pub struct Heads {
 }
 
 impl KvCache {
-    /// Memory for `context` tokens of `width` channels in `layers` layers.
+    /// Memory for `context` tokens in `layers` layers of `kv_heads` heads with `head_dim` channels.
     pub fn new(
         gpu: &Gpu,
         layers: usize,
-        width: usize,
+        [kv_heads, head_dim]: [usize; 2],
         context: usize,
-        elem: Elem,
+        format: impl Into<KvFormat>,
     ) -> Result<KvCache> {
+        let (width, elem) = match format.into() {
+            KvFormat::Float(elem) => (kv_heads * head_dim, elem),
+            KvFormat::Int8 if head_dim.is_multiple_of(4) => {
+                (q8_words(kv_heads, head_dim), Elem::U32)
+            }
+            KvFormat::Int8 => {
+                return Err(Error::Usage(format!(
+                    "heads of {head_dim} channels do not fit into a cache of eight bits, which holds \
+                     four in a word; leave --kv out"
+                )));
+            }
+        };
         let bytes = (context * width) as u64 * elem.bytes();
         let layer = |_| Ok([gpu.buffer("keys", bytes)?, gpu.buffer("values", bytes)?]);
         let layers = (0..layers).map(layer).collect::<Result<_>>()?;

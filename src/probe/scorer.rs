@@ -6,7 +6,7 @@ use crate::Result;
 use crate::gpu::{Elem, Gpu, interrupted};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions};
 use crate::nets::language::Language;
-use crate::nn::KvCache;
+use crate::nn::{KvCache, KvFormat};
 use crate::tensor::Tensor;
 
 /// Tokens computed at once.
@@ -32,7 +32,17 @@ impl<'a> Scorer<'a> {
         net: &'a Language,
         (context, act, kernels): (usize, Elem, Kernels),
     ) -> Result<Scorer<'a>> {
-        let cache = net.config().kv_cache(gpu, context, act)?;
+        Scorer::with_kv(gpu, net, (context, act, kernels), act.into())
+    }
+
+    /// As [`Scorer::new`], with the cache in a format of its own.
+    pub fn with_kv(
+        gpu: &'a Gpu,
+        net: &'a Language,
+        (context, act, kernels): (usize, Elem, Kernels),
+        kv: KvFormat,
+    ) -> Result<Scorer<'a>> {
+        let cache = net.config().kv_cache(gpu, context, kv)?;
         let chunk = (LOGIT_BYTES / 4 / net.config().vocab_size().max(1)).clamp(1, CHUNK);
         Ok(Scorer { gpu, net, cache, act, kernels, chunk, plans: HashMap::new() })
     }

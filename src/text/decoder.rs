@@ -8,7 +8,7 @@ use super::sampler::{Chosen, Logits, Sampler};
 use crate::gpu::{Buffer, Elem, Gpu, PendingRead};
 use crate::graph::{Arena, Graph, Plan, PlanOptions};
 use crate::nets::language::Language;
-use crate::nn::KvCache;
+use crate::nn::{KvCache, KvFormat};
 use crate::ops::assign::assign;
 use crate::ops::topk::{argmax, top_k};
 use crate::{Error, Result};
@@ -78,11 +78,22 @@ pub struct Generated {
 pub type OnToken<'a> = dyn FnMut(u32) -> Result<bool> + 'a;
 
 impl Decoder {
-    /// Plans for a context of `context` tokens.
+    /// Plans for a context of `context` tokens, keys and values stored as activations are.
     pub fn new(
         gpu: &Gpu,
         net: Language,
         context: usize,
+        act: Elem,
+        options: PlanOptions,
+    ) -> Result<Decoder> {
+        Decoder::with_kv(gpu, net, (context, act.into()), act, options)
+    }
+
+    /// As [`Decoder::new`], with the cache in a format of its own.
+    pub fn with_kv(
+        gpu: &Gpu,
+        net: Language,
+        (context, kv): (usize, KvFormat),
         act: Elem,
         mut options: PlanOptions,
     ) -> Result<Decoder> {
@@ -92,7 +103,7 @@ impl Decoder {
                 "a context of {context} tokens: this model was trained for 1 to {most}; give -c {most} or less"
             )));
         }
-        let cache = net.config().kv_cache(gpu, context, act)?;
+        let cache = net.config().kv_cache(gpu, context, kv)?;
         let token = gpu.buffer("token", 4)?;
         // The plans run one after the other, and what a chunk leaves is copied or read before the next.
         let arena = options.arena.get_or_insert_default().clone();
