@@ -206,14 +206,18 @@ pub(super) fn signed_codes(ty: GgmlType, b: &[u8], codes: &mut [i8]) {
             codes.iter_mut().zip(&b[2..34]).for_each(|(code, &byte)| *code = byte as i8);
         }
         GgmlType::Q6K => {
-            // Two halves of 128 weights; a quarter of a half shares each byte of the high bits.
-            let (low, high) = (&b[..128], &b[128..192]);
-            for (i, code) in codes.iter_mut().enumerate() {
-                let (half, quarter, t) = (i / 128, i / 32 % 4, i % 32);
-                let byte = low[64 * half + t + 32 * (quarter & 1)];
-                let nibble = if quarter < 2 { byte & 15 } else { byte >> 4 };
-                let top = (high[32 * half + t] >> (2 * quarter)) & 3;
-                *code = (nibble | top << 4) as i8 - 32;
+            // Two halves of 128 weights; the quarters of a half share each byte of the high bits, two
+            // of them each byte of the low ones.
+            for (half, codes) in codes.chunks_exact_mut(128).enumerate() {
+                let (low, high) = (&b[64 * half..][..64], &b[128 + 32 * half..][..32]);
+                for (quarter, codes) in codes.chunks_exact_mut(32).enumerate() {
+                    let low = &low[32 * (quarter & 1)..][..32];
+                    let shift = if quarter < 2 { 0 } else { 4 };
+                    for ((code, &low), &high) in codes.iter_mut().zip(low).zip(high) {
+                        let top = (high >> (2 * quarter)) & 3;
+                        *code = ((low >> shift) & 15 | top << 4) as i8 - 32;
+                    }
+                }
             }
         }
         _ => {}
@@ -238,12 +242,12 @@ pub(super) fn min_codes(ty: GgmlType, b: &[u8], codes: &mut [u8]) {
         }
         GgmlType::Q4K | GgmlType::Q5K => {
             let low = if ty == GgmlType::Q4K { &b[16..144] } else { &b[48..176] };
-            for (i, code) in codes.iter_mut().enumerate() {
-                let (sub, l) = (i / 32, i % 32);
-                let byte = low[32 * (sub / 2) + l];
-                *code = if sub % 2 == 0 { byte & 15 } else { byte >> 4 };
+            for (sub, codes) in codes.chunks_exact_mut(32).enumerate() {
+                let (low, shift) = (&low[32 * (sub / 2)..][..32], 4 * (sub % 2));
+                codes.iter_mut().zip(low).for_each(|(code, &byte)| *code = (byte >> shift) & 15);
                 if ty == GgmlType::Q5K {
-                    *code |= (b[16 + l] >> sub & 1) << 4;
+                    let high = codes.iter_mut().zip(&b[16..48]);
+                    high.for_each(|(code, &byte)| *code |= (byte >> sub & 1) << 4);
                 }
             }
         }

@@ -151,13 +151,15 @@ fn pack_block(ty: GgmlType, b: &[u8], words: &mut [u32], halves: &mut [[u16; 2]]
     } else {
         signed_codes(ty, b, codes);
     }
-    let per_word = codes.len() / words.len();
-    for (word, codes) in words.iter_mut().zip(codes.chunks(per_word)) {
-        *word = match (per_word, minimum) {
-            (8, true) => codes.iter().rev().fold(0, |w, &q| w << 4 | u32::from(q as u8)),
-            (8, false) => codes.iter().rev().fold(0, |w, &q| w << 4 | u32::from((q + 8) as u8)),
-            _ => codes.iter().rev().fold(0, |w, &q| w << 8 | u32::from(q as u8)),
-        };
+    if codes.len() == 8 * words.len() {
+        let zero = if minimum { 0 } else { 8 };
+        for (word, q) in words.iter_mut().zip(codes.as_chunks::<8>().0) {
+            *word = q.iter().rev().fold(0, |w, &q| w << 4 | u32::from((q + zero) as u8));
+        }
+    } else {
+        for (word, q) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(q.map(|q| q as u8));
+        }
     }
     let group = codes.len() / halves.len();
     for (n, (halves, codes)) in halves.iter_mut().zip(codes.chunks(group)).enumerate() {
@@ -175,10 +177,15 @@ fn pack_block(ty: GgmlType, b: &[u8], words: &mut [u32], halves: &mut [[u16; 2]]
         sums.bad += kept.iter().filter(|h| !h.is_finite()).count();
         let [ds, dm] = [(kept[0], scale), (kept[1], min)]
             .map(|(kept, exact)| f64::from(kept.to_f32()) - f64::from(exact));
-        for q in codes.iter().map(|&q| f64::from(q)) {
-            sums.signal += (f64::from(scale) * q + f64::from(min)).powi(2);
-            sums.noise += (ds * q + dm).powi(2);
-        }
+        // Sums of (a·q + b)² over the group, from those of q and q².
+        let (linear, squares) =
+            codes.iter().map(|&q| i32::from(q)).fold((0, 0), |(l, s), q| (l + q, s + q * q));
+        let power = |a: f64, b: f64| {
+            let sum = a * a * f64::from(squares) + 2.0 * a * b * f64::from(linear);
+            (sum + b * b * codes.len() as f64).max(0.0)
+        };
+        sums.signal += power(f64::from(scale), f64::from(min));
+        sums.noise += power(ds, dm);
     }
 }
 
