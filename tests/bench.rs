@@ -60,7 +60,7 @@ fn a_cache_of_eight_bits_is_small() {
     let (Some(float), Some(eight)) = (cache("auto"), cache("int8")) else { return };
     // 32 channels of a head: 36 bytes with the scale, against 64 or 128.
     assert!(eight < 0.6 * float, "{eight} of {float}");
-    let (code, _, error) = run(&["bench", "--kv", "f16", "--activations", "f32"]);
+    let (code, _, error) = run(&["bench", "-p", "8", "--kv", "f16", "--activations", "f32"]);
     assert!(code == 2 && error.contains("--kv int8"), "{code}: {error}");
 }
 

@@ -7,6 +7,7 @@ use super::json;
 use super::language::{KvChoice, LoadedNet, load_net};
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
+use crate::nets::language::LanguageConfig;
 use crate::probe::bench::{Measured, Memory, Test, measure};
 use crate::text::decoder::Decoder;
 use crate::{Error, Result};
@@ -27,12 +28,12 @@ pub struct Args {
     pub model: ModelArgs,
     #[command(flatten)]
     pub gpu: GpuArgs,
-    /// Tokens of the prompt, several with commas; 0 leaves this test out
-    #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
-    pub n_prompt: Vec<usize>,
-    /// Tokens to generate, several with commas; 0 leaves this test out
-    #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_value = "64")]
-    pub n_gen: Vec<usize>,
+    /// Tokens of the prompt, several with commas; 0 leaves this test out [default: 512, or what the model takes]
+    #[arg(short = 'p', long, value_name = "N", value_delimiter = ',')]
+    pub n_prompt: Option<Vec<usize>>,
+    /// Tokens to generate, several with commas; 0 leaves this test out [default: 64, or what the model takes]
+    #[arg(short = 'n', long, value_name = "N", value_delimiter = ',')]
+    pub n_gen: Option<Vec<usize>>,
     /// Tokens in the cache before each test, several with commas
     #[arg(short = 'd', long, value_name = "N", value_delimiter = ',', default_value = "0")]
     pub n_depth: Vec<usize>,
@@ -45,10 +46,18 @@ pub struct Args {
 }
 
 impl Args {
-    fn tests(&self) -> Vec<Test> {
+    /// The tests of a model that takes `longest` tokens.
+    fn tests(&self, longest: usize) -> Vec<Test> {
         let mut tests = Vec::new();
+        let deepest = self.n_depth.iter().copied().max().unwrap_or(0);
+        // Two tokens more than the test's own have to fit.
+        let room = longest.saturating_sub(deepest + 2).max(1);
+        let sizes = |asked: &Option<Vec<usize>>, usual: usize| {
+            asked.clone().unwrap_or_else(|| vec![usual.min(room)])
+        };
+        let (prompts, counts) = (sizes(&self.n_prompt, 512), sizes(&self.n_gen, 64));
         for &depth in &self.n_depth {
-            let (prompts, counts) = (self.n_prompt.iter(), self.n_gen.iter());
+            let (prompts, counts) = (prompts.iter(), counts.iter());
             tests.extend(prompts.filter(|n| **n > 0).map(|&prompt_tokens| Test {
                 prompt_tokens,
                 generated_tokens: 0,
@@ -66,22 +75,22 @@ impl Args {
 
 /// Measures every test; a row appears as soon as it is known.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let tests = args.tests();
+    let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
+    let longest = LanguageConfig::read(&folder.path)?.max_position_embeddings();
+    let tests = args.tests(longest);
     let context = tests.iter().map(Test::context).max().unwrap_or(0);
     if context == 0 {
         return Err(Error::Usage("nothing to measure: give -p or -n above 0".into()));
     }
-    let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
-    let gpu = args.gpu.open()?;
-    let weights = args.model.weights_for(&folder.path);
-    let LoadedNet { net, report, seconds, .. } = load_net(&gpu, &folder.path, weights, ui)?;
-    let longest = net.config().max_position_embeddings();
     if context > longest {
         return Err(Error::Usage(format!(
             "the tests need a context of {context} tokens, this model was trained for {longest}; give \
              smaller -p, -n or -d"
         )));
     }
+    let gpu = args.gpu.open()?;
+    let weights = args.model.weights_for(&folder.path);
+    let LoadedNet { net, report, seconds, .. } = load_net(&gpu, &folder.path, weights, ui)?;
     let family = net.config().family();
     let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
     let act = args.model.act(&gpu)?;
