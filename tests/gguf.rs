@@ -3,6 +3,8 @@
 
 #[path = "gguf/blocks.rs"]
 mod blocks;
+#[path = "gguf/cli.rs"]
+mod cli;
 #[path = "gguf/container.rs"]
 mod container;
 #[path = "gguf/convert.rs"]
