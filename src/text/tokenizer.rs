@@ -129,6 +129,7 @@ impl Tokenizer {
         let bad = |e: tokenizers::Error| {
             Error::Model(format!("{}: not a readable tokenizer: {e}", origin.display()))
         };
+        check_json(bytes).map_err(|e| bad(e.into()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(bad)?;
         // Files may carry the truncation and padding of the run that saved them; length is the
         // caller's business here, and a prompt that lost its end in silence would be a riddle.
@@ -273,6 +274,17 @@ pub struct PaddedPrompt {
     pub dropped: usize,
     /// The part of the prompt that did not fit, as the user wrote it.
     pub dropped_text: String,
+}
+
+/// Refuses what the crate would panic at instead of returning an error: a decoder that is no JSON
+/// (`expect("Helper")` in its decoders/mod.rs).
+fn check_json(bytes: &[u8]) -> serde_json::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Fragile {
+        #[serde(default, rename = "decoder")]
+        _decoder: Value,
+    }
+    serde_json::from_slice::<Fragile>(bytes).map(drop)
 }
 
 /// The tokenizer of a CLIP text encoder: fixed length, padding and a report of what was cut.

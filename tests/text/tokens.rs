@@ -14,6 +14,31 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
 }
 
+#[test]
+fn broken_tokenizers_are_errors_and_never_panics() {
+    let origin = Path::new("tokenizer.json");
+    let good = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null, "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}"#;
+    let tokenizer = Tokenizer::from_json(good.as_bytes(), origin).unwrap();
+    assert_eq!(tokenizer.encode("ab", false).unwrap(), [2]);
+    for length in 0..good.len() {
+        assert!(
+            Tokenizer::from_json(&good.as_bytes()[..length], origin).is_err(),
+            "{length} bytes"
+        );
+    }
+    for at in 0..good.len() {
+        for value in [0, b'0', b'"', b'{', b']', b',', 0xff, good.as_bytes()[at] ^ 1] {
+            let mut bad = good.as_bytes().to_vec();
+            bad[at] = value;
+            if let Ok(tokenizer) = Tokenizer::from_json(&bad, origin) {
+                let _ = tokenizer.encode("ab", true).map(|ids| tokenizer.decode(&ids, true));
+            }
+        }
+    }
+}
+
 /// Every id pushed alone must give the same text as decoding them together.
 fn assert_streams(tokenizer: &Tokenizer, ids: &[u32]) {
     let mut streamer = tokenizer.streamer(true);
