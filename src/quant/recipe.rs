@@ -237,7 +237,8 @@ mod tests {
         assert_eq!(recipe.spec_for("mid_block.resnets.0.conv1.weight"), spec);
         assert_eq!(recipe.spec_for("conv_in.weight"), QuantSpec::F16);
         let auto = Recipe::from_argument(AUTO, "llm").unwrap();
-        assert!(auto.keep_packed && auto.default == QuantSpec::INT4);
+        assert!(auto.keep_packed);
+        assert_eq!(auto.spec_for("model.layers.0.mlp.up_proj.weight"), QuantSpec::INT4);
         let llm = Recipe::from_argument("int4-g32", "llm").unwrap();
         assert!(!llm.keep_packed);
         assert_eq!(llm.spec_for("lm_head.weight"), QuantSpec::INT8);
