@@ -10,7 +10,7 @@ use inknib::graph::Kernels;
 use inknib::probe::evaluate;
 use inknib::quant::{Recipe, metrics};
 use inknib::tensor::{Data, Tensor};
-use inknib::weights::{WeightStore, read_tensors};
+use inknib::weights::{WeightStore, has_quantization_config, read_tensors};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -181,10 +181,9 @@ fn write(folder: &Path, parts: &[Part], quantization: Option<&Value>) {
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
 }
 
-/// The logits of the checkpoint in a folder. The recipe asks for INT4 where the file leaves a choice; a
-/// checkpoint quantized elsewhere leaves none.
+/// The logits of the checkpoint in a folder. "auto" is what a user has who says nothing about weights.
 fn logits(gpu: &Gpu, folder: &Path, weights: &str, kernels: Kernels) -> Vec<f32> {
-    let recipe = Recipe::builtin(weights, "llm").unwrap();
+    let recipe = Recipe::from_argument(weights, "llm").unwrap();
     let ids = read_tensors(golden().join("golden.safetensors")).unwrap();
     let values = evaluate(folder, &ids, &recipe, kernels, Elem::F32, gpu).unwrap();
     values.into_iter().find(|(name, _)| name == "logits").unwrap().1.to_f32()
@@ -217,11 +216,12 @@ fn check(name: &str, scheme: Scheme, config: &Value, parts: impl Fn(&Quantized) 
     assert_eq!(layers, 14, "two blocks of seven projections");
     write(packed.path(), &packed_parts, Some(config));
     write(plain.path(), &plain_parts, None);
+    assert!(has_quantization_config(packed.path()) && !has_quantization_config(plain.path()));
     let store = WeightStore::open(packed.path()).unwrap();
     assert!(store.quantized_elsewhere().is_some(), "{name}");
     let want = logits(&gpu, plain.path(), "fp32", Kernels::Reference);
     for kernels in [Kernels::Fast, Kernels::Hardware, Kernels::Reference] {
-        let got = logits(&gpu, packed.path(), "int4", kernels);
+        let got = logits(&gpu, packed.path(), "auto", kernels);
         let error = metrics::nmse(&got, &want).sqrt();
         println!("{name} {kernels:?}: {error:.2e}");
         // The weights are the same numbers; their products are summed in another order. The limit is

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use comfy_table::{LineStyle, TableStyle};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::progress::Bar;
 use crate::gpu::{Elem, Gpu, GpuOptions, Without};
 use crate::graph::Kernels;
 use crate::nets::language::FAMILIES;
 use crate::quant::{AUTO, Recipe};
-use crate::weights::{Gguf, gguf_file, read_json};
+use crate::weights::{Gguf, gguf_file, has_quantization_config, read_json};
 use crate::{Error, Result};
 
 /// Which GPU, and how much of it. Flatten it into a command's `Args`.
@@ -132,10 +131,9 @@ impl ModelArgs {
     pub fn weights_for(&self, path: &Path) -> &str {
         let decides = || {
             let gguf = gguf_file(path).ok().flatten().and_then(|file| Gguf::open(file).ok());
-            let gptq = || read_json::<Value>(path, "config.json").ok();
             match gguf {
                 Some(gguf) => gguf.is_quantized(),
-                None => gptq().is_some_and(|c| c.get("quantization_config").is_some()),
+                None => has_quantization_config(path),
             }
         };
         if self.weights == AUTO && !decides() { "int4" } else { &self.weights }

@@ -291,6 +291,12 @@ fn is_old_config(path: &Path) -> bool {
     path.file_name().is_some_and(|name| OLD_CONFIGS.iter().any(|old| name == *old))
 }
 
+/// Whether a file beside the weights at `path` says that another program quantized them: what
+/// `--weights auto` asks for before anything is opened.
+pub fn has_quantization_config(path: impl AsRef<Path>) -> bool {
+    config_beside(path.as_ref()).is_some()
+}
+
 /// The file beside the weights at `path` (a file, or a folder) that says how they were quantized, if
 /// there is one. A file that is no JSON is none: the net's own reader says what is wrong with it.
 pub(super) fn config_beside(path: &Path) -> Option<(PathBuf, Value)> {

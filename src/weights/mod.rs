@@ -26,6 +26,7 @@ mod view;
 
 pub use checkpoint::{Checkpoint, gguf_file, read_config};
 pub use config::read_json;
+pub use foreign::has_quantization_config;
 pub use gguf::{Gguf, GgufTensor};
 pub use gguf_blocks::{GgmlType, decode as decode_ggml};
 pub use gguf_names::{ARCHITECTURES, Architecture};
