@@ -126,7 +126,8 @@ fn generate(decoder: &mut Decoder, prompt: &[u32], most: usize) -> Result<(f64, 
 
 /// The same tokens in every run, spread over the vocabulary (Knuth's multiplicative hash).
 fn random_ids(count: usize, vocab: usize) -> Vec<u32> {
-    let id = |i: usize| (i as u32 + 1).wrapping_mul(2_654_435_761) as u64 * vocab as u64 >> 32;
+    let hash = |i: usize| (i as u32 + 1).wrapping_mul(2_654_435_761);
+    let id = |i: usize| (u64::from(hash(i)) * vocab as u64) >> 32;
     (0..count).map(|i| id(i) as u32).collect()
 }
 

@@ -11,7 +11,7 @@ use crate::ops::channels::{self, add_channels};
 use crate::ops::concat::cat;
 use crate::ops::conv2d::{self, Conv, conv2d};
 use crate::ops::embed::{self, embed};
-use crate::ops::kv_cache::{self, kv_write};
+use crate::ops::kv_cache::{self, kv_write, q8_words};
 use crate::ops::matmul::{self, linear};
 use crate::ops::norm::{self, group_norm, layer_norm, rms_norm};
 use crate::ops::pointwise::{Act, activate, gated, geglu};
@@ -102,28 +102,23 @@ fn conv_cases(bench: &mut Bench<'_>) -> Result<()> {
 
 fn attention_cases(bench: &mut Bench<'_>) -> Result<()> {
     let d = 40;
+    let scale = 1.0 / (d as f32).sqrt();
+    let case = |[heads, kv_heads, sq, sk]: [usize; 4], start, window, cap| {
+        let batch = 1;
+        attention::Case { batch, sq, sk, heads, kv_heads, d, scale, start, window, cap }
+    };
     let forms = [
-        ("self, 2 heads", 2, 2, 33, 33, None),
-        ("cross, 77 keys", 2, 2, 9, 77, None),
-        ("causal, grouped", 4, 2, 13, 13, Some(0)),
-        ("one query over a cache", 4, 2, 1, 48, Some(20)),
+        ("self, 2 heads", case([2, 2, 33, 33], None, None, None)),
+        ("cross, 77 keys", case([2, 2, 9, 77], None, None, None)),
+        ("causal, grouped", case([4, 2, 13, 13], Some(0), None, None)),
+        ("one query over a cache", case([4, 2, 1, 48], Some(20), None, None)),
+        ("one query, window, soft cap", case([4, 2, 1, 48], Some(20), Some(9), Some(1.5))),
+        ("13 queries, window, soft cap", case([4, 2, 13, 48], Some(20), Some(9), Some(1.5))),
     ];
-    for (what, heads, kv_heads, sq, sk, start) in forms {
+    for (what, case) in forms {
+        let attention::Case { sq, sk, heads, kv_heads, start, window, cap, .. } = case;
         let q = bench.data(20, sq * heads * d);
         let (k, v) = (bench.data(21, sk * kv_heads * d), bench.data(22, sk * kv_heads * d));
-        let scale = 1.0 / (d as f32).sqrt();
-        let case = attention::Case {
-            batch: 1,
-            sq,
-            sk,
-            heads,
-            kv_heads,
-            d,
-            scale,
-            start,
-            window: None,
-            cap: None,
-        };
         let want = attention::oracle(&q, &k, &v, case);
         let position = start.map_or(0, |s| s as u32);
         let cached = position > 0;
@@ -134,14 +129,14 @@ fn attention_cases(bench: &mut Bench<'_>) -> Result<()> {
             let mask = match start {
                 None => Mask::None,
                 Some(_) if cached => {
-                    Mask::Cached { start: g.input("start", [1], Elem::U32), window: None }
+                    Mask::Cached { start: g.input("start", [1], Elem::U32), window }
                 }
                 Some(_) => Mask::Causal,
             };
             let q = g.literal([1, sq, heads * d], q.clone());
             let k = g.literal([1, sk, kv_heads * d], k.clone());
             let v = g.literal([1, sk, kv_heads * d], v.clone());
-            attention(q, k, v, Attention { heads, kv_heads, scale, cap: None, mask })
+            attention(q, k, v, Attention { heads, kv_heads, scale, cap, mask })
         })?;
     }
     let x = bench.data(23, 7 * 77);
@@ -193,7 +188,62 @@ fn cache_cases(bench: &mut Bench<'_>) -> Result<()> {
         let start = g.input("start", [1], Elem::U32);
         let cache = g.literal([1, context, c], cache.clone());
         kv_write(cache, g.literal([1, rows, c], x.clone()), start)
-    })
+    })?;
+    eight_bit_cache_case(bench)
+}
+
+/// Keys and values written to a cache of eight bits and read back by a prompt and by one token. They are
+/// eight-bit codes themselves, the largest in every head, so that storing them loses nothing and no
+/// rounding decides between two codes.
+fn eight_bit_cache_case(bench: &mut Bench<'_>) -> Result<()> {
+    let (heads, kv_heads, d, context) = (4, 2, 32, 48);
+    let scale = 1.0 / (d as f32).sqrt();
+    let words = q8_words(kv_heads, d);
+    // NaN as scales of the rows that are never written.
+    let noise = vec![u32::MAX; context * words];
+    for (sq, rows) in [(13, 13), (1, 21)] {
+        let start = rows - sq;
+        let q = bench.data(29, sq * heads * d);
+        let [k, v] = [30, 31].map(|seed| {
+            let code = |v: f32| (40.0 * v).round().clamp(-127.0, 127.0) / 64.0;
+            let mut x: Vec<f32> =
+                bench.data(seed, rows * kv_heads * d).into_iter().map(code).collect();
+            x.iter_mut().step_by(d).for_each(|first| *first = 127.0 / 64.0);
+            x
+        });
+        let (batch, sk, window, cap) = (1, rows, None, None);
+        let case = attention::Case {
+            batch,
+            sq,
+            sk,
+            heads,
+            kv_heads,
+            d,
+            scale,
+            start: Some(start),
+            window,
+            cap,
+        };
+        let want = attention::oracle(&q, &k, &v, case);
+        let position = [start as u32];
+        let feeds = [
+            Feed::U32("start", &position),
+            Feed::U32("first", &[0]),
+            Feed::U32("keys", &noise),
+            Feed::U32("values", &noise),
+        ];
+        bench.check("kv_cache", format!("eight bits, {sq} queries"), &feeds, &want, |g| {
+            let first = g.input("first", [1], Elem::U32);
+            let [keys, values] = [("keys", &k), ("values", &v)].map(|(name, x)| {
+                let cache = g.input(name, [1, context, words], Elem::U32);
+                kv_write(cache, g.literal([1, rows, kv_heads * d], x.clone()), first)
+            });
+            let mask = Mask::Cached { start: g.input("start", [1], Elem::U32), window };
+            let q = g.literal([1, sq, heads * d], q.clone());
+            attention(q, keys, values, Attention { heads, kv_heads, scale, cap, mask })
+        })?;
+    }
+    Ok(())
 }
 
 fn pointwise_cases(bench: &mut Bench<'_>) -> Result<()> {
