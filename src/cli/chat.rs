@@ -12,7 +12,7 @@ use super::{json, repl};
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::probe::perplexity::read_text;
-use crate::text::chat::{Answer, Chat, Ended};
+use crate::text::chat::{Answer, Chat, Ended, Turns};
 use crate::text::decoder::Decoder;
 use crate::text::generation_config::{GenerationConfig, Overrides};
 use crate::text::sampler::Chosen;
@@ -24,7 +24,9 @@ Examples:
   inknib chat -m models/demo-chat                                    a conversation; /help lists its commands
   inknib chat -m models/demo-chat -p \"Tell me a short story about a fox.\"
   echo \"What is 3 plus 4?\" | inknib chat -m models/demo-chat --temp 0.7 --seed 1
-  inknib chat -p \"Hello!\" --weights fp16 --kernels reference --json";
+  inknib chat -m tinyllama.Q4_0.gguf --chat-template none -p \"Once upon a time\" -n 100
+  inknib chat -f question.txt --jsonl | jq -r 'select(.type == \"text\").text'
+  inknib chat -p \"Hello!\" --weights fp16 --kernels reference --logprobs 3 --json";
 
 /// Flags of `inknib chat`.
 #[derive(clap::Args, Debug)]
@@ -43,17 +45,33 @@ pub struct Args {
     /// What the assistant is told first
     #[arg(long, visible_alias = "sys")]
     pub system: Option<String>,
+    #[command(flatten)]
+    pub how: How,
+    /// Stream the answer as JSON, one object a line; without -p each line of standard input is a turn
+    #[arg(long, conflicts_with = "json")]
+    pub jsonl: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// How a conversation is held in memory and in text.
+#[derive(clap::Args, Debug, Clone)]
+pub struct How {
     /// Tokens that the conversation may have [default: what the model was trained for, at most 4096]
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N")]
     pub context: Option<usize>,
     /// How keys and values are cached
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: KvChoice,
-    /// Stream the answer as JSON, one object a line; without -p each line of standard input is a turn
-    #[arg(long, conflicts_with = "json")]
-    pub jsonl: bool,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
+    /// How turns become text: model, chatml, a Jinja file, or none (a base model goes on writing)
+    #[arg(long, value_name = "NAME|FILE", default_value = "model")]
+    pub chat_template: String,
+}
+
+impl Default for How {
+    fn default() -> How {
+        How { context: None, kv: KvChoice::Auto, chat_template: "model".into() }
+    }
 }
 
 /// A loaded model with what it took.
@@ -73,20 +91,22 @@ pub fn load(
     gpu: &Gpu,
     folder: &Path,
     model: &ModelArgs,
-    (context, kv): (Option<usize>, KvChoice),
+    how: &How,
     overrides: Overrides,
     ui: &Ui,
 ) -> Result<Loaded> {
     let start = Instant::now();
     let act = model.act(gpu)?;
-    let kv = kv.resolve(act)?;
+    let kv = how.kv.resolve(act)?;
+    // Before the weights: a missing template is known at once.
+    let turns = Turns::choose(&how.chat_template, folder)?;
     let LoadedNet { net, report, weights, .. } =
         load_net(gpu, folder, model.weights_for(folder), ui)?;
     let longest = net.config().max_position_embeddings();
-    let context = context.unwrap_or(longest.min(DEFAULT_CONTEXT));
+    let context = how.context.unwrap_or(longest.min(DEFAULT_CONTEXT));
     let options = PlanOptions { kernels: model.kernels(), ..Default::default() };
     let decoder = Decoder::with_kv(gpu, net, (context, kv), act, options)?;
-    let chat = Chat::new(decoder, folder, overrides)?;
+    let chat = Chat::new(decoder, folder, turns, overrides)?;
     Ok(Loaded {
         chat,
         load_seconds: start.elapsed().as_secs_f64(),
@@ -101,14 +121,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
     GenerationConfig::load(&folder.path)?.sampler_options(&args.sampling.overrides()).check()?;
     let gpu = args.gpu.open()?;
-    let mut loaded = load(
-        &gpu,
-        &folder.path,
-        &args.model,
-        (args.context, args.kv),
-        args.sampling.overrides(),
-        ui,
-    )?;
+    let mut loaded =
+        load(&gpu, &folder.path, &args.model, &args.how, args.sampling.overrides(), ui)?;
     if let Some(system) = &args.system {
         loaded.chat.set_system(system);
     }

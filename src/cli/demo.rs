@@ -72,7 +72,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = talk.folder(None)?.expect(Family::Llm)?;
     ui.line("\nTalking ...")?;
     let mut loaded =
-        chat::load(&gpu, &folder.path, &talk, Default::default(), Overrides::default(), ui)?;
+        chat::load(&gpu, &folder.path, &talk, &chat::How::default(), Overrides::default(), ui)?;
     let mut turns = Vec::new();
     for question in QUESTIONS {
         ui.line(&format!("> {question}"))?;

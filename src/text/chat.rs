@@ -31,11 +31,50 @@ pub struct Answer {
     pub forgotten: usize,
 }
 
+/// How a conversation becomes one text.
+pub enum Turns {
+    /// As the model was trained to hold conversations.
+    Template(Box<Template>),
+    /// The turns follow each other with nothing between them: a base model goes on writing.
+    Plain,
+}
+
+impl Turns {
+    /// `model`: the template that comes with the model; `none`: [`Turns::Plain`]; `chatml`; else a file
+    /// with a Jinja template. The model's folder gives the special tokens' names.
+    pub fn choose(name: &str, folder: &Path) -> Result<Turns> {
+        let template = match name {
+            "model" => Template::load(folder)?,
+            "none" => return Ok(Turns::Plain),
+            "chatml" => Template::chatml()?,
+            file => {
+                let source = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+                let special = Tokenizer::load(folder)?.special().clone();
+                Template::new(&source, special, file)?
+            }
+        };
+        Ok(Turns::Template(Box::new(template)))
+    }
+
+    fn tokens(&self, messages: &[Message], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        match self {
+            Turns::Template(template) => {
+                let text = template.render(messages, &RenderOptions::default())?;
+                tokenizer.encode(&text, false)
+            }
+            Turns::Plain => {
+                let text: String = messages.iter().map(|m| m.content.as_str()).collect();
+                tokenizer.encode(&text, true)
+            }
+        }
+    }
+}
+
 /// A conversation.
 pub struct Chat {
     pub decoder: Decoder,
     pub tokenizer: Tokenizer,
-    template: Template,
+    turns: Turns,
     generation: GenerationConfig,
     pub overrides: Overrides,
     pub messages: Vec<Message>,
@@ -45,8 +84,13 @@ pub struct Chat {
 const ROOM: usize = 64;
 
 impl Chat {
-    /// Reads tokenizer, template and generation settings from the model's folder.
-    pub fn new(decoder: Decoder, folder: &Path, overrides: Overrides) -> Result<Chat> {
+    /// Reads tokenizer and generation settings from the model's folder.
+    pub fn new(
+        decoder: Decoder,
+        folder: &Path,
+        turns: Turns,
+        overrides: Overrides,
+    ) -> Result<Chat> {
         let tokenizer = Tokenizer::load(folder)?;
         let vocab = decoder.net().config().vocab_size();
         if tokenizer.vocab_size() > vocab {
@@ -56,9 +100,8 @@ impl Chat {
                 tokenizer.vocab_size()
             )));
         }
-        let template = Template::load(folder)?;
         let generation = GenerationConfig::load(folder)?;
-        Ok(Chat { decoder, tokenizer, template, generation, overrides, messages: Vec::new() })
+        Ok(Chat { decoder, tokenizer, turns, generation, overrides, messages: Vec::new() })
     }
 
     /// Replaces the system text and forgets all turns.
@@ -142,8 +185,7 @@ impl Chat {
         let context = self.decoder.context();
         let mut forgotten = 0;
         loop {
-            let text = self.template.render(&self.messages, &RenderOptions::default())?;
-            let ids = self.tokenizer.encode(&text, false)?;
+            let ids = self.turns.tokens(&self.messages, &self.tokenizer)?;
             if ids.len() + ROOM.min(context / 4) <= context {
                 return Ok((ids, forgotten));
             }

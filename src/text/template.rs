@@ -129,8 +129,8 @@ impl Template {
         }
         Err(Error::Model(format!(
             "{}: no chat template (looked for chat_template.jinja and for chat_template in \
-             tokenizer_config.json and chat_template.json); a base model has none. Ask for the ChatML \
-             format if you know that the model was trained on it",
+             tokenizer_config.json and chat_template.json); a base model has none. \
+             --chat-template none lets it go on with your text; chatml, or a file, if it was trained on one",
             folder.display()
         )))
     }
@@ -144,8 +144,9 @@ impl Template {
             Some(Json::String(source)) => Template::new(&source, special, &origin),
             Some(Json::Array(list)) => Template::named(&list, special, &origin),
             _ => Err(Error::Model(format!(
-                "{file}: no chat template (tokenizer.chat_template); a base model has none. Ask for \
-                 the ChatML format if you know that the model was trained on it"
+                "{file}: no chat template (tokenizer.chat_template); a base model has none. \
+                 --chat-template none lets it go on with your text; chatml, or a file, if it was trained \
+                 on one"
             ))),
         }
     }
