@@ -24,10 +24,6 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub gpu: GpuArgs,
     /// Tokens of the prompt, several with commas; 0 leaves this test out [default: 512, or what the model takes]
     #[arg(short = 'p', long, value_name = "N", value_delimiter = ',')]
     pub n_prompt: Option<Vec<usize>>,
@@ -43,6 +39,10 @@ pub struct Args {
     /// Runs that count, after one that does not
     #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
 }
 
 impl Args {

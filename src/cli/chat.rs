@@ -32,10 +32,6 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub gpu: GpuArgs,
     /// One question; without it a conversation begins
     #[arg(short, long)]
     pub prompt: Option<String>,
@@ -50,6 +46,10 @@ pub struct Args {
     /// Stream the answer as JSON, one object a line; without -p each line of standard input is a turn
     #[arg(long, conflicts_with = "json")]
     pub jsonl: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }

@@ -300,7 +300,8 @@ fn locate(path: &Path) -> Result<PathBuf> {
     }
     let also = if bare { ", neither here nor in models/ nor in $INKNIB_MODELS" } else { "" };
     Err(Error::Model(format!(
-        "{}: there is no such model folder{also}; give one with model_index.json or config.json",
+        "{}: no such model folder or file{also}; give a folder with model_index.json or config.json, or a \
+         .gguf file",
         path.display()
     )))
 }

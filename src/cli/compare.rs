@@ -53,23 +53,23 @@ const WINDOWS: usize = 4;
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub gpu: GpuArgs,
     /// What to paint, or a question (may be repeated) [default: a prompt of demo-scenes, six questions]
     #[arg(short, long)]
     pub prompt: Vec<String>,
-    #[command(flatten)]
-    pub picture: PictureArgs,
-    #[command(flatten)]
-    pub text: TextArgs,
     /// How many layers to list, worst first: a number or all [default: 12]
     #[arg(long, value_name = "N|all", value_parser = parse_layers)]
     pub layers: Option<usize>,
     /// Leave out fp16 against fp32 weights, which loads the model once more
     #[arg(long)]
     pub no_floor: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+    #[command(flatten)]
+    pub picture: PictureArgs,
+    #[command(flatten)]
+    pub text: TextArgs,
     #[command(flatten)]
     pub tolerance: ToleranceArgs,
 }

@@ -26,10 +26,6 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub gpu: GpuArgs,
     /// What to paint
     #[arg(short, long)]
     pub prompt: String,
@@ -63,6 +59,10 @@ pub struct Args {
     /// Print the time of each kind of kernel in one step, where the GPU has timestamps
     #[arg(long)]
     pub profile: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
 }
 
 impl Args {

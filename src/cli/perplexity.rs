@@ -28,10 +28,6 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub gpu: GpuArgs,
     /// The text, UTF-8
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
@@ -59,6 +55,10 @@ pub struct Args {
     /// Compare with the fp16 weights of this model instead (the one that was quantized)
     #[arg(long, value_name = "PATH")]
     pub base: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
 }
 
 /// Documents without `-c`, at most.

@@ -48,7 +48,11 @@ impl Turns {
             "none" => return Ok(Turns::Plain),
             "chatml" => Template::chatml()?,
             file => {
-                let source = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+                let source = std::fs::read_to_string(file).map_err(|e| {
+                    Error::Usage(format!(
+                        "--chat-template {file}: {e}; give model, chatml, none or a file with a Jinja template"
+                    ))
+                })?;
                 let special = Tokenizer::load(folder)?.special().clone();
                 Template::new(&source, special, file)?
             }
