@@ -183,7 +183,7 @@ fn damage_is_an_error_and_never_a_panic() {
     assert!(replace("\\\"group\\\":64", "\\\"group\\\":63").contains("`w`"));
     assert!(replace("\\\"group\\\":64", "\\\"group\\\":16").contains("do not fit"));
     assert!(replace("\\\"channels\\\":20", "\\\"channels\\\":90").contains("do not fit"));
-    assert!(replace("\\\"version\\\":1", "\\\"version\\\":3").contains("version 3"));
+    assert!(replace("\\\"version\\\":1", "\\\"version\\\":4").contains("version 4"));
     let mut bad = good.clone();
     let last = bad.len() - 1;
     bad[last] = 0x7c;

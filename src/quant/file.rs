@@ -16,9 +16,9 @@ use crate::{Error, Result};
 
 /// The metadata key of the header.
 pub const METADATA_KEY: &str = "inknib";
-/// The newest version this program reads. It writes version 1 unless the file has offsets, which a
-/// reader of version 1 would not see.
-pub const VERSION: u32 = 2;
+/// The newest version this program reads. It writes the oldest that tells all: 1, or 2 for a file with
+/// offsets, or 3 for one with transposed weights.
+pub const VERSION: u32 = 3;
 
 /// What the file says about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,11 +45,18 @@ pub struct PackedHeader {
     #[serde(default, skip_serializing_if = "is_none")]
     pub offset: Offset,
     pub layout: Layout,
-    /// Shape of the source tensor: `[N, K]` or `[Cout, Cin, kh, kw]`.
+    /// Shape of the source tensor: `[N, K]` or `[Cout, Cin, kh, kw]`; `[K, N]` of a transposed one.
     pub shape: Vec<usize>,
+    /// Packed is the transpose of the source (transformers' `Conv1D`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub transposed: bool,
     /// Measured when it was packed; absent where nothing was lost or the source was not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f64>,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn is_none(offset: &Offset) -> bool {
@@ -81,6 +88,8 @@ impl PackedHeader {
 pub enum Stored {
     /// A Q4 or Q8 weight and the shape of its source.
     Packed { shape: Vec<usize>, packed: Packed },
+    /// The transpose `[N, K]` of a source `shape` `[K, N]`, so that its groups run along the inputs.
+    Transposed { shape: Vec<usize>, packed: Packed },
     /// A tensor that stays as it is.
     Plain(Tensor),
 }
@@ -115,15 +124,17 @@ pub fn write_quantized(
                 )));
             }
             Stored::Plain(tensor) => put(name.clone(), Piece::plain(tensor))?,
-            Stored::Packed { shape, packed } => {
-                header.tensors.insert(name.clone(), describe(name, shape, packed)?);
+            Stored::Packed { shape, packed } | Stored::Transposed { shape, packed } => {
+                let mut described = describe(name, shape, packed)?;
+                described.transposed = matches!(stored, Stored::Transposed { .. });
+                header.version = header.version.max(version(&described));
+                header.tensors.insert(name.clone(), described);
                 let layout = packed.layout;
                 let words = bytemuck::cast_slice(&packed.words);
                 let shape = vec![layout.rows, packed.row_words()];
                 put(format!("{name}.q"), Piece { dtype: Dtype::U32, shape, bytes: words })?;
                 put(format!("{name}.s"), Piece::halves(packed, &packed.scales))?;
                 if packed.format.offset() != Offset::None {
-                    header.version = VERSION;
                     put(format!("{name}.z"), Piece::halves(packed, &packed.offsets))?;
                 }
             }
@@ -171,7 +182,17 @@ fn describe(name: &str, shape: &[usize], packed: &Packed) -> Result<PackedHeader
     };
     let sqnr_db = packed.sqnr_db.filter(|db| db.is_finite());
     let (layout, offset) = (packed.layout, packed.format.offset());
-    Ok(PackedHeader { scheme, group, c, offset, layout, shape: shape.to_vec(), sqnr_db })
+    let (shape, transposed) = (shape.to_vec(), false);
+    Ok(PackedHeader { scheme, group, c, offset, layout, shape, transposed, sqnr_db })
+}
+
+/// The oldest version whose readers understand a weight.
+fn version(header: &PackedHeader) -> u32 {
+    match (header.transposed, header.offset) {
+        (true, _) => 3,
+        (false, Offset::Zero | Offset::Min) => 2,
+        (false, Offset::None) => 1,
+    }
 }
 
 /// The name a file is written under before it is complete.

@@ -144,6 +144,11 @@ impl Foreign {
         self.parts.shapes.get(name).map(|shape| shape.as_slice())
     }
 
+    /// Whether every packed weight is a linear layer `[N, K]`, whatever module it was.
+    pub(super) fn holds_linear(&self) -> bool {
+        matches!(self.method, Method::Gptq(_) | Method::Awq(_))
+    }
+
     /// The packed weight of this name, if it is one.
     pub(super) fn packed(&self, store: &WeightStore, name: &str) -> Option<Result<Packed>> {
         let (shape, layer) = (*self.parts.shapes.get(name)?, name.strip_suffix(".weight")?);

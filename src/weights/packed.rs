@@ -5,6 +5,7 @@ use safetensors::Dtype;
 
 use super::WeightStore;
 use super::config::parse_json;
+use super::gguf_store::transpose;
 use crate::quant::file::{FileHeader, METADATA_KEY, PackedHeader, Scheme, VERSION};
 use crate::quant::{Layout, Offset, Packed, QuantSpec, conv_to_rows, rows_to_conv};
 use crate::{Error, Result};
@@ -40,6 +41,11 @@ impl WeightStore {
         })?;
         if let Some(packed) = self.packed(name) {
             self.expect(name, shape)?;
+            if self.transposed(name) {
+                let why = "the file holds its transpose, as GPT-2's Conv1D is multiplied; the file belongs to \
+                           another model";
+                return Err(self.about(name, Error::Model(why.into())));
+            }
             return match keep || self.foreign().is_none() {
                 true => packed,
                 false => Packed::pack(&packed?.decode(), layout, spec, None)
@@ -49,15 +55,7 @@ impl WeightStore {
         let view = self.get(name)?;
         self.expect(name, shape)?;
         let values = view.to_f32()?;
-        let halves = || values.iter().all(|v| !v.is_finite() || v.abs() <= half::f16::MAX.to_f32());
-        let spec = match (self.quantized().is_some(), view.dtype) {
-            (true, Dtype::F16) => QuantSpec::F16,
-            (true, _) => QuantSpec::F32,
-            (false, _) if self.foreign().is_none() || !keep => *spec,
-            // What its program left alone was to stay as it is; f16 has more digits than bf16.
-            (false, Dtype::F16 | Dtype::BF16) if halves() => QuantSpec::F16,
-            (false, _) => QuantSpec::F32,
-        };
+        let spec = self.spec_of_plain(view.dtype, &values, spec, keep);
         let values = match layout.taps {
             1 => values,
             _ => conv_to_rows(&values, [shape[0], shape[1], shape[2], shape[3]]).0,
@@ -65,10 +63,34 @@ impl WeightStore {
         Packed::pack(&values, layout, &spec, None).map_err(|e| self.about(name, e))
     }
 
+    /// How a tensor of plain numbers is packed: as `spec` says, unless the file was quantized.
+    fn spec_of_plain(
+        &self,
+        dtype: Dtype,
+        values: &[f32],
+        spec: &QuantSpec,
+        keep: bool,
+    ) -> QuantSpec {
+        let halves = || values.iter().all(|v| !v.is_finite() || v.abs() <= half::f16::MAX.to_f32());
+        match (self.quantized().is_some(), dtype) {
+            (true, Dtype::F16) => QuantSpec::F16,
+            (true, _) => QuantSpec::F32,
+            (false, _) if self.foreign().is_none() || !keep => *spec,
+            // What its program left alone was to stay as it is; f16 has more digits than bf16.
+            (false, Dtype::F16 | Dtype::BF16) if halves() => QuantSpec::F16,
+            (false, _) => QuantSpec::F32,
+        }
+    }
+
     /// The transpose `[N, K]` of the matrix `name`, whose shape in the checkpoint is `[K, N]` (GPT-2's
-    /// `Conv1D`), packed for the GPU. `keep` as in [`WeightStore::pack_as`]. The groups of a file that
-    /// `inknib quantize` wrote run along the wrong axis for a kernel here, so what it has packed is
-    /// decoded and kept in 16 bits.
+    /// `Conv1D`), packed for the GPU. `keep` as in [`WeightStore::pack_as`]. GPTQ and AWQ files hold it as
+    /// the linear layer `[N, K]` (`pack` of AutoGPTQ's and GPTQModel's layers begins with the transpose), and
+    /// so do files that `inknib quantize` wrote. Where groups run along N, which no kernel here can use,
+    /// the weight is decoded and kept in 16 bits.
+    ///
+    /// # Errors
+    /// `Model` for compressed-tensors, too: llm-compressor quantizes linear layers alone, and a square
+    /// matrix does not tell along which axis its groups would run.
     pub fn pack_transposed(
         &self,
         name: &str,
@@ -77,16 +99,36 @@ impl WeightStore {
         keep: bool,
     ) -> Result<Packed> {
         // Quantized elsewhere it is a linear layer like any other.
-        if self.foreign().is_some_and(|foreign| foreign.shape(name) == Some(&[n, k])) {
-            return self.pack_as(name, &[n, k], spec, keep);
+        if let Some(foreign) = self.foreign().filter(|foreign| foreign.shape(name).is_some()) {
+            return match foreign.holds_linear() {
+                true => self.pack_as(name, &[n, k], spec, keep),
+                false => Err(self.about(
+                    name,
+                    Error::Model(
+                        "compressed-tensors does not say which way a Conv1D was packed; take the original \
+                         checkpoint in FP16 or BF16, or one in GPTQ or GGUF"
+                            .into(),
+                    ),
+                )),
+            };
         }
         self.expect(name, &[k, n])?;
+        if self.transposed(name)
+            && let Some(packed) = self.packed(name)
+        {
+            return packed;
+        }
         let packed = self.gguf.as_ref().and_then(|g| g.pack_transposed(name, spec, keep));
         let packed = match packed {
             Some(packed) => packed,
             None => {
-                let values = super::gguf_store::transpose(&self.values(name)?, k, n);
-                let spec = if self.quantized().is_some() { QuantSpec::F16 } else { *spec };
+                let values = transpose(&self.values(name)?, k, n);
+                let packed =
+                    self.quantized().is_some_and(|header| header.tensors.contains_key(name));
+                let spec = match packed {
+                    true => QuantSpec::F16,
+                    false => self.spec_of_plain(self.get(name)?.dtype, &values, spec, keep),
+                };
                 Packed::pack(&values, Layout::linear(n, k), &spec, None)
             }
         };
@@ -101,6 +143,11 @@ impl WeightStore {
         }
         let header = self.quantized()?.tensors.get(name)?;
         Some(self.read_packed(name, header).map_err(|e| self.about(name, e)))
+    }
+
+    /// Whether a quantized file holds the transpose of this tensor.
+    fn transposed(&self, name: &str) -> bool {
+        self.quantized().and_then(|h| h.tensors.get(name)).is_some_and(|h| h.transposed)
     }
 
     fn read_packed(&self, name: &str, header: &PackedHeader) -> Result<Packed> {
@@ -142,8 +189,12 @@ impl WeightStore {
         match self.packed(name) {
             None => self.get(name)?.to_f32(),
             Some(packed) => {
-                let packed = packed?;
-                Ok(rows_to_conv(&packed.decode(), packed.layout))
+                let (packed, transposed) = (packed?, self.transposed(name));
+                let Layout { rows, channels, .. } = packed.layout;
+                Ok(match transposed {
+                    true => transpose(&packed.decode(), rows, channels),
+                    false => rows_to_conv(&packed.decode(), packed.layout),
+                })
             }
         }
     }
@@ -210,7 +261,11 @@ impl WeightStore {
             && header.group.is_multiple_of(8)
             && (0.0..=1.0).contains(&header.c)
             && (header.offset == Offset::None || header.c == 0.0 && header.scheme == Scheme::Int4)
-            && layout_of(&header.shape) == Some(layout);
+            && match (header.transposed, &header.shape[..]) {
+                (true, &[k, n]) => layout_of(&[n, k]) == Some(layout),
+                (true, _) => false,
+                (false, shape) => layout_of(shape) == Some(layout),
+            };
         let row_words = layout.row_stride() / header.format().per_word();
         let groups = if fits { layout.row_groups(header.group) } else { 0 };
         let is = |part: &str, dtype, n| {

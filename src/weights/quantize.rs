@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use serde::Serialize;
 
 use super::packed::layout_of;
-use super::{View, WeightStore};
+use super::{View, WeightStore, read_json};
 use crate::quant::{Format, QuantSpec, Recipe, Stored, write_quantized};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
@@ -67,15 +67,16 @@ pub fn quantize(
             store.path().display()
         )));
     }
-    let total = store.names().count();
+    let (total, gpt2) = (store.names().count(), is_gpt2(store));
     let mut tensors: Vec<(String, Stored)> = vec![];
     let mut report = QuantizedReport::default();
     let (mut noise, mut weights) = (0.0, 0usize);
     for name in store.names() {
         let view = store.get(name)?;
-        let stored = convert(store, &view, recipe.spec_for(name))?;
+        let conv1d = gpt2 && CONV1D.iter().any(|end| name.ends_with(end));
+        let stored = convert(store, &view, recipe.spec_for(name), conv1d)?;
         let tensor = describe(name, &stored, &view);
-        if let (Stored::Packed { .. }, Some(db)) = (&stored, tensor.sqnr_db) {
+        if let (Some(_), Some(db)) = (tensor.group, tensor.sqnr_db) {
             let power: f64 = view.to_f32()?.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
             report.signal += power;
             noise += power / 10f64.powf(db / 10.0);
@@ -92,9 +93,25 @@ pub fn quantize(
     Ok(report)
 }
 
-fn convert(store: &WeightStore, view: &View<'_>, spec: QuantSpec) -> Result<Stored> {
+/// GPT-2's matrices, which transformers' `Conv1D` keeps as `[K, N]`.
+const CONV1D: [&str; 4] =
+    [".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight"];
+
+/// Whether the configuration beside the weights is that of a GPT-2.
+fn is_gpt2(store: &WeightStore) -> bool {
+    let path = store.path();
+    let folder = if path.is_dir() { Some(path) } else { path.parent().filter(|_| path.exists()) };
+    let config = folder.and_then(|f| read_json::<serde_json::Value>(f, "config.json").ok());
+    config.is_some_and(|c| c.get("model_type").is_some_and(|family| family == "gpt2"))
+}
+
+fn convert(store: &WeightStore, view: &View<'_>, spec: QuantSpec, conv1d: bool) -> Result<Stored> {
     if !matches!(view.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
         return Ok(Stored::Plain(view.to_tensor()?));
+    }
+    if let (true, Some(_), &[k, n]) = (conv1d, spec.group(), view.shape) {
+        let packed = store.pack_transposed(view.name, [k, n], &spec, true)?;
+        return Ok(Stored::Transposed { shape: view.shape.to_vec(), packed });
     }
     if spec.group().is_some() && layout_of(view.shape).is_some() {
         let packed = store.pack(view.name, view.shape, &spec)?;
@@ -115,7 +132,7 @@ fn convert(store: &WeightStore, view: &View<'_>, spec: QuantSpec) -> Result<Stor
 
 fn describe(name: &str, stored: &Stored, view: &View<'_>) -> TensorReport {
     let (bits, group, c, sqnr_db) = match stored {
-        Stored::Packed { packed, .. } => {
+        Stored::Packed { packed, .. } | Stored::Transposed { packed, .. } => {
             let c = if let Format::Q4 { cubic, .. } = packed.format { Some(cubic) } else { None };
             (packed.bits_per_weight(), packed.format.group(), c, packed.sqnr_db)
         }
