@@ -77,7 +77,7 @@ fn logits(gpu: &Gpu, case: &str, folder: &Path, weights: &str, kernels: Kernels)
 }
 
 /// What the programs quantize: the matrices of attention and of the feed-forward unit. Embeddings,
-/// heads, norms and biases stay floats.
+/// norms and biases stay floats, and so does the head unless it is asked for.
 const MATRICES: [&str; 6] = ["_proj", "dense", "fc1", "fc2", "c_attn", "c_fc"];
 
 /// A golden folder with its matrices packed, the same with the decoded weights as F32, and how many
@@ -85,6 +85,7 @@ const MATRICES: [&str; 6] = ["_proj", "dense", "fc1", "fc2", "c_attn", "c_fc"];
 /// for: `pack` of AutoGPTQ's and GPTQModel's layers starts with its transpose.
 fn packed_and_plain(
     case: &str,
+    with_head: bool,
     scheme: Scheme,
     parts: impl Fn(&Quantized) -> Vec<Part>,
 ) -> (Vec<Part>, Vec<Part>, usize) {
@@ -92,8 +93,10 @@ fn packed_and_plain(
     for (name, tensor) in tensors(case) {
         let Tensor { shape, data: Data::F16(halves) } = &tensor else { unreachable!() };
         let layer = name.strip_suffix(".weight");
-        let Some(layer) = layer.filter(|layer| MATRICES.iter().any(|end| layer.ends_with(end)))
-        else {
+        let chosen = |layer: &&str| {
+            with_head && *layer == "lm_head" || MATRICES.iter().any(|end| layer.ends_with(end))
+        };
+        let Some(layer) = layer.filter(chosen) else {
             let same = part(&name, Dtype::F16, shape, halves);
             packed.push(same.clone());
             plain.push(same);
@@ -119,6 +122,8 @@ fn packed_and_plain(
 /// A net of so many matrices: where it lies, and by how much quantization may change its logits.
 struct Net {
     case: &'static str,
+    /// The output layer is packed, too.
+    with_head: bool,
     layers: usize,
     loss: Range<f64>,
 }
@@ -134,7 +139,7 @@ fn check(
     let Some(gpu) = gpu() else { return };
     let case = net.case;
     let (packed, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (packed_parts, plain_parts, layers) = packed_and_plain(case, scheme, parts);
+    let (packed_parts, plain_parts, layers) = packed_and_plain(case, net.with_head, scheme, parts);
     assert_eq!(layers, net.layers, "{case} {name}");
     write(packed.path(), case, &packed_parts, Some(config));
     write(plain.path(), case, &plain_parts, None);
@@ -157,7 +162,7 @@ fn check(
     assert!(net.loss.contains(&loss), "{case} {name}: quantization error {loss:.2e}");
 }
 
-const LLAMA: Net = Net { case: "llama", layers: 14, loss: 0.05..0.5 };
+const LLAMA: Net = Net { case: "llama", with_head: false, layers: 14, loss: 0.05..0.5 };
 const PLAIN: Scheme = Scheme { bits: 4, group: 32, symmetric: false, scattered: false };
 
 #[test]

@@ -11,7 +11,7 @@ use super::{Net, PLAIN, check, compressed_config, gpu, packed_and_plain, write};
 
 /// Four bits in groups of 16 and 32 change the logits of these nets by 7 to 40 per cent.
 const fn net(case: &'static str, layers: usize) -> Net {
-    Net { case, layers, loss: 0.05..0.5 }
+    Net { case, with_head: false, layers, loss: 0.05..0.5 }
 }
 
 /// The golden folders of every family, and the group size that divides their widths.
@@ -46,6 +46,33 @@ fn gptq_of_every_family() {
     }
 }
 
+/// The columns of a group lie apart, also in layers that are taken apart along their rows (Phi-3's and
+/// GPT-2's fused ones).
+#[test]
+fn gptq_with_act_order_of_every_family() {
+    for (net, group) in NETS {
+        let config = json!({"quant_method": "gptq", "bits": 4, "group_size": group, "sym": false,
+                            "desc_act": true});
+        let scheme = Scheme { group, scattered: true, ..PLAIN };
+        check("gptq v1 desc_act", &net, scheme, &config, |q| gptq(q, 1));
+    }
+}
+
+/// GPTQModel's `lm_head: true`, and compressed-tensors without `ignore`; Phi's head has a bias.
+#[test]
+fn heads_may_be_packed_too() {
+    for (case, layers) in [("llama", 15), ("phi", 13)] {
+        let net = Net { with_head: true, ..net(case, layers) };
+        let scheme = Scheme { group: 16, symmetric: true, ..PLAIN };
+        let config = json!({"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": true,
+                            "desc_act": false, "lm_head": true});
+        check("gptq v1 with head", &net, scheme, &config, |q| gptq(q, 1));
+        let mut config = compressed_config(Some(16), true);
+        config["ignore"] = json!([]);
+        check("ct with head", &net, scheme, &config, |q| compressed(q, false, false));
+    }
+}
+
 /// AutoAWQ itself has no GPT-2. Its layout `[K, N/8]` says which axis is which, so that it is read.
 #[test]
 fn awq_of_every_family() {
@@ -73,7 +100,7 @@ fn compressed_tensors_of_every_family() {
 fn compressed_tensors_of_a_gpt2_are_refused() {
     let Some(gpu) = gpu() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let (parts, _, _) = packed_and_plain("gpt2", PLAIN, |q| compressed(q, true, false));
+    let (parts, _, _) = packed_and_plain("gpt2", false, PLAIN, |q| compressed(q, true, false));
     write(folder.path(), "gpt2", &parts, Some(&compressed_config(Some(32), false)));
     let config = LanguageConfig::read(folder.path()).unwrap();
     let store = WeightStore::open(folder.path()).unwrap();
