@@ -46,15 +46,15 @@ fn gptq_of_every_family() {
     }
 }
 
-/// The columns of a group lie apart, also in layers that are taken apart along their rows (Phi-3's and
+/// The columns of a group lie apart and zero points are stored as they are, also in layers that are taken apart along their rows (Phi-3's and
 /// GPT-2's fused ones).
 #[test]
-fn gptq_with_act_order_of_every_family() {
+fn gptq_v2_with_act_order_of_every_family() {
     for (net, group) in NETS {
         let config = json!({"quant_method": "gptq", "bits": 4, "group_size": group, "sym": false,
-                            "desc_act": true});
+                            "desc_act": true, "checkpoint_format": "gptq_v2"});
         let scheme = Scheme { group, scattered: true, ..PLAIN };
-        check("gptq v1 desc_act", &net, scheme, &config, |q| gptq(q, 1));
+        check("gptq v2 desc_act", &net, scheme, &config, |q| gptq(q, 0));
     }
 }
 

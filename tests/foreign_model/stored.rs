@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use half::bf16;
+use half::{bf16, f16};
 use inknib::graph::Kernels;
 use inknib::quant::Offset;
 use inknib::tensor::{Data, Tensor};
@@ -23,21 +23,22 @@ fn as_stored((name, tensor): &(String, Tensor)) -> Part {
 #[test]
 fn shards_give_the_logits_of_one_file() {
     let Some(gpu) = gpu() else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let parts: Vec<Part> = tensors("llama").iter().map(as_stored).collect();
-    let files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
-    let mut map = serde_json::Map::new();
-    for (file, parts) in files.iter().zip([&parts[..7], &parts[7..]]) {
-        write_weights(&folder.path().join(file), parts);
-        map.extend(parts.iter().map(|(name, ..)| (name.clone(), json!(file))));
-    }
-    let index = json!({"metadata": {"total_size": 1}, "weight_map": map});
-    std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-    write_config(folder.path(), "llama", None);
-    for weights in ["fp32", "int4"] {
-        let [one, two] = [golden("llama").as_path(), folder.path()]
-            .map(|folder| logits(gpu, "llama", folder, weights, Kernels::Fast));
-        assert!(one == two, "{weights}: the same weights, the same kernels, other logits");
+    for (case, _) in NETS.map(|(net, _)| (net.case, net.layers)) {
+        let folder = tempfile::tempdir().unwrap();
+        let parts: Vec<Part> = tensors(case).iter().map(as_stored).collect();
+        let files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let mut map = serde_json::Map::new();
+        for (file, parts) in files.iter().zip(parts.chunks(parts.len().div_ceil(2))) {
+            write_weights(&folder.path().join(file), parts);
+            map.extend(parts.iter().map(|(name, ..)| (name.clone(), json!(file))));
+        }
+        let index = json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string();
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        write_config(folder.path(), case, None);
+        assert_eq!(WeightStore::open(folder.path()).unwrap().files().count(), 2);
+        let [one, two] = [golden(case).as_path(), folder.path()]
+            .map(|folder| logits(gpu, case, folder, "fp32", Kernels::Fast));
+        assert!(one == two, "{case}: the same weights, the same kernels, other logits");
     }
 }
 
@@ -45,27 +46,28 @@ fn shards_give_the_logits_of_one_file() {
 #[test]
 fn floats_of_every_type_give_the_same_logits() {
     let Some(gpu) = gpu() else { return };
-    let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
-    let mut stored: [Vec<Part>; 3] = Default::default();
-    for (name, tensor) in tensors("llama") {
-        // Seven bits after the first one, and no exponent that f16 has not.
-        let rounded = |v: f32| if v.abs() < 1e-4 { bf16::ZERO } else { bf16::from_f32(v) };
-        let brief: Vec<bf16> = tensor.to_f32().into_iter().map(rounded).collect();
-        let single: Vec<f32> = brief.iter().map(|v| v.to_f32()).collect();
-        let halves: Vec<half::f16> = single.iter().map(|&v| half::f16::from_f32(v)).collect();
-        stored[0].push(part(&name, Dtype::F32, &tensor.shape, &single));
-        stored[1].push(part(&name, Dtype::BF16, &tensor.shape, &brief));
-        stored[2].push(part(&name, Dtype::F16, &tensor.shape, &halves));
-    }
-    for (folder, parts) in folders.iter().zip(&stored) {
-        write(folder.path(), "llama", parts, None);
-    }
-    for weights in ["fp32", "int4"] {
-        let all =
-            [0, 1, 2].map(|i| logits(gpu, "llama", folders[i].path(), weights, Kernels::Fast));
-        assert!(all[0] == all[1] && all[0] == all[2], "{weights}");
-        let original = logits(gpu, "llama", &golden("llama"), weights, Kernels::Fast);
-        assert!(all[0] != original, "rounding to bf16 must show");
+    for (case, _) in NETS.map(|(net, _)| (net.case, net.layers)) {
+        let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let mut stored: [Vec<Part>; 3] = Default::default();
+        for (name, tensor) in tensors(case) {
+            // Seven bits after the first one, and no exponent that f16 has not.
+            let rounded = |v: f32| if v.abs() < 1e-4 { bf16::ZERO } else { bf16::from_f32(v) };
+            let brief: Vec<bf16> = tensor.to_f32().into_iter().map(rounded).collect();
+            let single: Vec<f32> = brief.iter().map(|v| v.to_f32()).collect();
+            let halves: Vec<f16> = single.iter().map(|&v| f16::from_f32(v)).collect();
+            stored[0].push(part(&name, Dtype::F32, &tensor.shape, &single));
+            stored[1].push(part(&name, Dtype::BF16, &tensor.shape, &brief));
+            stored[2].push(part(&name, Dtype::F16, &tensor.shape, &halves));
+        }
+        for (folder, parts) in folders.iter().zip(&stored) {
+            write(folder.path(), case, parts, None);
+        }
+        for weights in ["fp32", "int4"] {
+            let of = |folder: &Path| logits(gpu, case, folder, weights, Kernels::Fast);
+            let all = [0, 1, 2].map(|i| of(folders[i].path()));
+            assert!(all[0] == all[1] && all[0] == all[2], "{case} {weights}");
+            assert!(all[0] != of(&golden(case)), "{case}: rounding to bf16 must show");
+        }
     }
 }
 
