@@ -74,9 +74,13 @@ fn decoded_weights_are_those_of_the_programs_that_made_them() {
         // On request it is quantized again, here without loss of its values.
         let again = store.pack_as(WEIGHT, &shape, &QuantSpec::F32, false).unwrap();
         assert_eq!(bits(&again.decode()), bits(&got), "{case}");
-        // GPT-2's matrices are transposed in plain checkpoints, and here like any other.
+        // GPT-2's matrices are transposed in plain checkpoints. GPTQ and AWQ have them like any other;
+        // compressed-tensors does not say.
         let same = store.pack_transposed(WEIGHT, [shape[1], shape[0]], &QuantSpec::INT4, true);
-        assert_eq!(same.unwrap(), packed, "{case}");
+        match describe.starts_with("compressed-tensors") {
+            false => assert_eq!(same.unwrap(), packed, "{case}"),
+            true => assert!(same.unwrap_err().to_string().contains("Conv1D"), "{case}"),
+        }
         // Rows alone, as fused projections are cut.
         let (rows, k) = (packed.slice_rows(3..11), shape[1]);
         assert_eq!(rows.decode(), got[3 * k..11 * k], "{case}");
