@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::gpu::Gpu;
-use crate::text::decoder::Decoder;
+use crate::text::decoder::{Decoder, Generated};
 use crate::text::sampler::{Sampler, SamplerOptions};
 use crate::{Error, Result};
 
@@ -87,13 +87,16 @@ pub fn measure(
         if test.depth > 0 {
             generate(decoder, &ids[..test.depth], 1)?;
         }
-        let before = gpu.submissions();
         let most = if test.generated_tokens > 0 { test.generated_tokens + 1 } else { 1 };
-        let (prefill, decode) = generate(decoder, &ids, most)?;
-        let seconds = if test.generated_tokens > 0 { decode } else { prefill };
+        let before = gpu.submissions();
+        let done = generate(decoder, &ids, most)?;
+        let (seconds, sent) = match test.generated_tokens {
+            0 => (done.prefill_seconds, gpu.submissions() - before),
+            _ => (done.decode_seconds, done.decode_submissions),
+        };
         if run > 0 {
             samples.push(test.tokens() as f64 / seconds.max(1e-9));
-            submissions += gpu.submissions() - before;
+            submissions += sent;
         }
     }
     let n = samples.len() as f64;
@@ -113,15 +116,14 @@ pub fn measure(
     })
 }
 
-/// Seconds until the first token and for those after it.
-fn generate(decoder: &mut Decoder, prompt: &[u32], most: usize) -> Result<(f64, f64)> {
+fn generate(decoder: &mut Decoder, prompt: &[u32], most: usize) -> Result<Generated> {
     let options = SamplerOptions { temperature: 0.0, ..Default::default() };
     let mut sampler = Sampler::new(options)?;
     let done = decoder.generate(prompt, most, &mut sampler, &mut |_| Ok(true))?;
     if done.interrupted {
         return Err(Error::Interrupted);
     }
-    Ok((done.prefill_seconds, done.decode_seconds))
+    Ok(done)
 }
 
 /// The same tokens in every run, spread over the vocabulary (Knuth's multiplicative hash).

@@ -70,6 +70,8 @@ pub struct Generated {
     pub prompt_tokens: usize,
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
+    /// Queue submissions for the tokens after the first.
+    pub decode_submissions: u64,
     /// Ctrl-C ended it.
     pub interrupted: bool,
 }
@@ -274,6 +276,7 @@ impl Decoder {
         start: Instant,
     ) -> Result<()> {
         let mut pending: PendingRead = self.gpu.read_later(&self.token, 0, 4)?;
+        let before = self.gpu.submissions();
         let mut decoding: Option<Instant> = None;
         for count in 0..most {
             // The next step runs while this token travels back.
@@ -292,6 +295,7 @@ impl Decoder {
                 self.cached.push(token);
             }
             done.tokens.push(token);
+            done.decode_submissions = self.gpu.submissions() - before;
             if !on_token(token)? {
                 break;
             }
