@@ -177,6 +177,14 @@ impl Decoder {
     pub fn weight_bytes_per_token(&self) -> u64 {
         self.plans.get(&(1, Choice::Argmax)).map_or(0, Plan::weight_bytes)
     }
+    /// Tokens in the cache.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached.len()
+    }
+    /// Forgets all but the first `tokens` tokens.
+    pub fn rewind(&mut self, tokens: usize) {
+        self.cached.truncate(tokens);
+    }
     /// Forgets everything.
     pub fn reset(&mut self) {
         self.cached.clear();
