@@ -1,11 +1,14 @@
 //! The shipped models end to end, against diffusers' and transformers' runs of the same weights
 //! (tools/golden_demo.py, tests/golden/demo_chat.json).
 
+#[path = "common/device.rs"]
+mod device;
+
 use std::path::{Path, PathBuf};
 
-use inknib::Error;
+use device::gpu;
 use inknib::diffusion::text_to_image::{LoadOptions, Request, TextToImage};
-use inknib::gpu::{Elem, Gpu, GpuOptions};
+use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Kernels, PlanOptions};
 use inknib::nets::language::{Language, LanguageConfig};
 use inknib::nn::Loader;
@@ -16,17 +19,6 @@ use inknib::weights::{WeightStore, read_tensors};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn gpu() -> Option<Gpu> {
-    match Gpu::open(&GpuOptions::default()) {
-        Ok(gpu) => Some(gpu),
-        Err(Error::NoAdapter(why)) => {
-            println!("skipped: {why}");
-            None
-        }
-        Err(other) => panic!("{other}"),
-    }
 }
 
 fn paint(gpu: &Gpu, weights: &str, steps: usize) -> (TextToImage, Request) {

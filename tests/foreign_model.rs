@@ -2,6 +2,8 @@
 //! weights are those of tests/golden, quantized here; the packing itself is held against those
 //! programs in tests/foreign.rs.
 
+#[path = "common/device.rs"]
+mod device;
 #[path = "foreign_model/families.rs"]
 mod families;
 #[path = "foreign_model/pack.rs"]
@@ -11,9 +13,9 @@ mod stored;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
-use inknib::gpu::{Elem, Gpu, GpuOptions, Without};
+use device::gpu;
+use inknib::gpu::{Elem, Gpu};
 use inknib::graph::Kernels;
 use inknib::probe::evaluate;
 use inknib::quant::{Recipe, metrics};
@@ -23,18 +25,6 @@ use pack::{Part, Quantized, Scheme, awq, compressed, gptq, part, turn};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-
-/// The device of `INKNIB_TEST_DEVICE`, without the features in `INKNIB_WITHOUT`.
-fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    let open = || {
-        let without = Without::parse(&std::env::var("INKNIB_WITHOUT").unwrap_or_default()).unwrap();
-        let device = std::env::var("INKNIB_TEST_DEVICE").ok();
-        let gpu = Gpu::open(&GpuOptions { device, without, ..Default::default() });
-        gpu.inspect_err(|error| println!("skipped: {error}")).ok()
-    };
-    GPU.get_or_init(open).as_ref()
-}
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)

@@ -1,6 +1,11 @@
 //! GGUF: the container against gguf-py's own files and against damage, blocks against gguf-py's
 //! decoding, names and configurations against Hugging Face's, vocabularies against tokenizer.json.
 
+#[path = "common/device.rs"]
+mod device;
+#[path = "common/shared.rs"]
+mod shared_data;
+
 #[path = "gguf/blocks.rs"]
 mod blocks;
 #[path = "gguf/cli.rs"]
@@ -20,19 +25,10 @@ mod writer;
 
 use std::path::PathBuf;
 
+pub use device::gpu;
+pub use shared_data::shared;
+
 /// A file of `tests/golden/gguf`, which tools/golden_gguf.py makes.
 pub fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf").join(name)
-}
-
-/// A file or folder of the shared data; says so and gives `None` where it is absent.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let root = std::env::var_os("INKNIB_SHARED").map_or_else(beside, PathBuf::from);
-    let found = root.join(path);
-    if !found.exists() {
-        eprintln!("skipped: there is no {}", found.display());
-        return None;
-    }
-    Some(found)
 }

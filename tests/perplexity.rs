@@ -2,10 +2,16 @@
 //! (f32; the default definition: ../shared/data/MANIFEST.md, windows: transformers' logits scored as
 //! llama.cpp's perplexity.cpp scores them).
 
+#[path = "common/device.rs"]
+mod device;
+#[path = "common/shared.rs"]
+mod shared_data;
+
 use std::path::PathBuf;
 
+use device::gpu;
 use inknib::Error;
-use inknib::gpu::{Elem, Gpu, GpuOptions};
+use inknib::gpu::{Elem, Gpu};
 use inknib::graph::Kernels;
 use inknib::nets::language::{Language, LanguageConfig};
 use inknib::nn::{KvFormat, Loader};
@@ -14,28 +20,7 @@ use inknib::probe::scorer::Scorer;
 use inknib::quant::Recipe;
 use inknib::text::tokenizer::Tokenizer;
 use inknib::weights::WeightStore;
-
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("INKNIB_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let path = root.join("data").join(path);
-    if !path.exists() {
-        println!("skipped: no {}", path.display());
-        return None;
-    }
-    Some(path)
-}
-
-fn gpu() -> Option<Gpu> {
-    match Gpu::open(&GpuOptions::default()) {
-        Ok(gpu) => Some(gpu),
-        Err(Error::NoAdapter(why)) => {
-            println!("skipped: {why}");
-            None
-        }
-        Err(other) => panic!("{other}"),
-    }
-}
+use shared_data::shared;
 
 fn net(gpu: &Gpu, folder: &PathBuf, weights: &str) -> (Language, f64) {
     let store = WeightStore::open(folder).unwrap();
@@ -47,8 +32,8 @@ fn net(gpu: &Gpu, folder: &PathBuf, weights: &str) -> (Language, f64) {
 
 /// Figures of stories260K, with the same model's fp16 weights as the base if asked for.
 fn measure(gpu: &Gpu, weights: &str, how: Windows, based: bool) -> Option<(Perplexity, f64)> {
-    let folder = shared("llm/stories260K")?;
-    let text = read_text(&shared("text/tinystories_sample.txt")?).unwrap();
+    let folder = shared("data/llm/stories260K")?;
+    let text = read_text(&shared("data/text/tinystories_sample.txt")?).unwrap();
     let windows = windows(&Tokenizer::load(&folder).unwrap(), &text, how, None).unwrap();
     let (net, bits) = self::net(gpu, &folder, weights);
     let place = (512, Elem::F32, Kernels::Fast);
@@ -113,8 +98,8 @@ fn four_bits_cost_little() {
 #[test]
 fn eight_bits_of_cache_cost_less_than_four_of_weights() {
     let Some(gpu) = gpu() else { return };
-    let Some(folder) = shared("llm/stories260K") else { return };
-    let Some(text) = shared("text/tinystories_sample.txt") else { return };
+    let Some(folder) = shared("data/llm/stories260K") else { return };
+    let Some(text) = shared("data/text/tinystories_sample.txt") else { return };
     let text = read_text(&text).unwrap();
     let windows = windows(&Tokenizer::load(&folder).unwrap(), &text, DOCUMENTS, None).unwrap();
     let (net, _) = net(&gpu, &folder, "fp16");
@@ -137,7 +122,7 @@ fn eight_bits_of_cache_cost_less_than_four_of_weights() {
 
 #[test]
 fn texts_are_cut_as_said() {
-    let Some(folder) = shared("llm/stories260K") else { return };
+    let Some(folder) = shared("data/llm/stories260K") else { return };
     let tokenizer = Tokenizer::load(&folder).unwrap();
     let long = "Once upon a time there was a little boy who liked to play in the park. ".repeat(3);
     let text = format!("{long}<|endoftext|> short <|endoftext|>\n{long}\n<|endoftext|>");

@@ -1,23 +1,16 @@
 //! A base model: greedy text as torch writes it, and `inknib chat` that goes on with a text, from a folder and
 //! from a GGUF file; the template of another published model.
 
-use std::path::{Path, PathBuf};
+#[path = "common/shared.rs"]
+mod shared_data;
+
+use std::path::Path;
 
 use assert_cmd::Command;
 use serde_json::Value;
+use shared_data::shared;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("INKNIB_SHARED")
-        .map_or_else(|| PathBuf::from(ROOT).join("../shared"), PathBuf::from);
-    let path = root.join("data").join(path);
-    if !path.exists() {
-        println!("skipped: no {}", path.display());
-        return None;
-    }
-    Some(path)
-}
 
 /// Runs `inknib chat --json`; None (and a line) where there is no adapter.
 fn chat(model: &str, flags: &[&str]) -> Option<Value> {
@@ -40,7 +33,7 @@ fn golden(folder: &Path) -> Value {
 /// sums may decide otherwise.
 #[test]
 fn greedy_text_is_torch_s() {
-    let Some(folder) = shared("llm/stories260K") else { return };
+    let Some(folder) = shared("data/llm/stories260K") else { return };
     let golden = golden(&folder);
     let mut cases = 0;
     for case in ["bos", "once", "lily"].map(|name| &golden[name]) {
@@ -68,7 +61,7 @@ fn greedy_text_is_torch_s() {
 /// The text that torch wrote with the weights that gguf-py decodes from the same files, 60 tokens with the prompt.
 #[test]
 fn a_gguf_file_goes_on_with_a_story() {
-    let Some(folder) = shared("llm/stories260K") else { return };
+    let Some(folder) = shared("data/llm/stories260K") else { return };
     let golden = golden(&folder);
     for kind in ["Q8_0", "Q4_1", "Q4_0"] {
         let want = golden["gguf"][kind]["greedy60"].as_str().unwrap();
@@ -93,7 +86,9 @@ fn a_gguf_file_goes_on_with_a_story() {
 /// own.
 #[test]
 fn the_template_of_a_published_model() {
-    let Some(template) = shared("chat-templates/Qwen-Qwen2.5-7B-Instruct.jinja") else { return };
+    let Some(template) = shared("data/chat-templates/Qwen-Qwen2.5-7B-Instruct.jinja") else {
+        return;
+    };
     let model = format!("{ROOT}/models/demo-chat");
     let flags = ["--chat-template", template.to_str().unwrap(), "-p", "What is 7 plus 5?"];
     let Some(answer) = chat(&model, &[&flags[..], &["--temp", "0", "--weights", "fp16"]].concat())

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use inknib::Error;
-use inknib::gpu::{Elem, Gpu, GpuOptions};
+use inknib::gpu::{Elem, Gpu};
 use inknib::graph::Kernels;
 use inknib::nets::language::{Language, LanguageConfig};
 use inknib::nn::Loader;
@@ -16,19 +15,8 @@ use inknib::weights::{Checkpoint, GgmlType, WeightStore, read_tensors};
 use serde_json::{Value, json};
 
 use crate::convert::convert;
-use crate::shared;
 use crate::writer::{File, Meta, Stored};
-
-fn gpu() -> Option<Gpu> {
-    match Gpu::open(&GpuOptions::default()) {
-        Ok(gpu) => Some(gpu),
-        Err(Error::NoAdapter(why)) => {
-            println!("skipped: {why}");
-            None
-        }
-        Err(other) => panic!("{other}"),
-    }
-}
+use crate::{gpu, shared};
 
 fn load(gpu: &Gpu, config: &LanguageConfig, store: &WeightStore, weights: &str) -> Language {
     let recipe = Recipe::from_argument(weights, "llm").unwrap();

@@ -1,12 +1,14 @@
 //! Nets against golden tensors of diffusers and transformers (tests/golden/README.md), fast kernels
 //! against reference kernels on packed weights. Language models are in language.rs.
 
+#[path = "../common/device.rs"]
+mod device;
 mod language;
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
-use inknib::gpu::{Elem, Gpu, GpuOptions, Without};
+use device::gpu;
+use inknib::gpu::Elem;
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::nets::unet::{Unet, UnetConfig};
 use inknib::nets::vae::{VaeConfig, VaeDecoder};
@@ -16,23 +18,6 @@ use inknib::probe::{evaluate, recipe};
 use inknib::quant::{QuantSpec, Recipe};
 use inknib::tensor::Tensor;
 use inknib::weights::{WeightStore, read_tensors};
-
-/// The device of `INKNIB_TEST_DEVICE`, without the features in `INKNIB_WITHOUT`, as in the op tests.
-fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| {
-        let without = Without::parse(&std::env::var("INKNIB_WITHOUT").unwrap_or_default()).unwrap();
-        let device = std::env::var("INKNIB_TEST_DEVICE").ok();
-        match Gpu::open(&GpuOptions { device, without, ..Default::default() }) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                println!("skipped: {error}");
-                None
-            }
-        }
-    })
-    .as_ref()
-}
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)

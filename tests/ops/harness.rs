@@ -1,28 +1,9 @@
 //! What the op tests share: one device, a way to evaluate a recorded expression, random data, error norms.
 
-use std::sync::OnceLock;
-
-use inknib::gpu::{Elem, Gpu, GpuOptions, Without};
+pub use crate::device::gpu;
+use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use inknib::quant::{Layout, Offset, Packed};
-
-/// The device of `INKNIB_TEST_DEVICE` (index or name part; default: the best), without the features in
-/// `INKNIB_WITHOUT` (f16, subgroups, timestamps, limits, all). None, said once, if there is no adapter.
-pub fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| {
-        let without = Without::parse(&std::env::var("INKNIB_WITHOUT").unwrap_or_default()).unwrap();
-        let device = std::env::var("INKNIB_TEST_DEVICE").ok();
-        match Gpu::open(&GpuOptions { device, without, ..Default::default() }) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                println!("skipped: {error}");
-                None
-            }
-        }
-    })
-    .as_ref()
-}
 
 /// Activation types that the device can store.
 pub fn acts(gpu: &Gpu) -> Vec<Elem> {

@@ -8,6 +8,8 @@ mod canary;
 mod channels;
 mod concat;
 mod conv2d;
+#[path = "../common/device.rs"]
+mod device;
 mod embed;
 mod finite;
 mod gather;
