@@ -47,7 +47,7 @@ fn the_picture_is_diffusers_own() {
         let tensor = &golden.iter().find(|(n, _)| n == name).unwrap().1;
         nchw_to_nhwc(&tensor.to_f32(), &tensor.shape)
     };
-    let (net, request) = paint(&gpu, "fp32", 25);
+    let (net, request) = paint(gpu, "fp32", 25);
     let mut run = net.prepare(&request).unwrap();
     for i in 0..run.steps() {
         run.step(i).unwrap();
@@ -69,7 +69,7 @@ fn int4_paints_the_same_scene() {
     let Some(gpu) = gpu() else { return };
     let golden = read_tensors(root().join("tests/golden/demo_scenes.safetensors")).unwrap();
     let image = golden.iter().find(|(n, _)| n == "image").unwrap().1.to_f32();
-    let (net, request) = paint(&gpu, "int4", 25);
+    let (net, request) = paint(gpu, "int4", 25);
     let picture = net.generate(&request, &mut |_, _| {}).unwrap();
     let psnr = metrics::psnr(&picture.image.to_f32(), &image);
     // Round to nearest with these weights in PyTorch gave 31 to 33 dB over 64 prompts; another scene is
@@ -104,7 +104,7 @@ fn greedy_chat_is_transformers_own() {
     let Some(gpu) = gpu() else { return };
     let text = std::fs::read_to_string(root().join("tests/golden/demo_chat.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let mut decoder = decoder(&gpu, &root().join("models/demo-chat"), "fp16", Kernels::Fast);
+    let mut decoder = decoder(gpu, &root().join("models/demo-chat"), "fp16", Kernels::Fast);
     for case in golden["cases"].as_array().unwrap() {
         let ids = |key: &str| -> Vec<u32> {
             case[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
@@ -119,7 +119,7 @@ fn greedy_chat_is_transformers_own() {
 #[test]
 fn a_second_turn_reuses_the_cache_and_changes_nothing() {
     let Some(gpu) = gpu() else { return };
-    let mut decoder = decoder(&gpu, &root().join("models/demo-chat"), "int4", Kernels::Fast);
+    let mut decoder = decoder(gpu, &root().join("models/demo-chat"), "int4", Kernels::Fast);
     let prompt: Vec<u32> = (3..40).collect();
     let mut run = |prompt: &[u32]| {
         let mut sampler = Sampler::new(SamplerOptions::greedy()).unwrap();

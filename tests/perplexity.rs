@@ -51,7 +51,7 @@ fn whole_documents_are_what_torch_finds() {
     let Some(gpu) = gpu() else { return };
     // 0.003: the issue's own tolerance; other summation orders move the mean by less than 1e-6.
     for (weights, expected) in [("fp32", 3.5482), ("fp16", 3.5483)] {
-        let Some((p, _)) = measure(&gpu, weights, DOCUMENTS, false) else { return };
+        let Some((p, _)) = measure(gpu, weights, DOCUMENTS, false) else { return };
         assert_eq!((p.tokens, p.windows), (1804, 5));
         assert!((p.perplexity - expected).abs() < 0.003, "{weights}: {}", p.perplexity);
         assert!(p.against.is_none());
@@ -67,7 +67,7 @@ fn windows_are_scored_as_llama_cpp_does() {
         (256, 889, 6.8978608, 0.7702747),
     ];
     for (size, tokens, perplexity, stderr) in expected {
-        let Some((p, _)) = measure(&gpu, "fp32", Windows::Chunks { size }, false) else { return };
+        let Some((p, _)) = measure(gpu, "fp32", Windows::Chunks { size }, false) else { return };
         assert_eq!(p.tokens, tokens);
         // 1e-5 of the value: f32 sums of a thousand terms in another order.
         assert!((p.perplexity / perplexity - 1.0).abs() < 1e-5, "{size}: {}", p.perplexity);
@@ -78,7 +78,7 @@ fn windows_are_scored_as_llama_cpp_does() {
 #[test]
 fn four_bits_cost_little() {
     let Some(gpu) = gpu() else { return };
-    let Some((p, bits)) = measure(&gpu, "int4-g32-cubic", DOCUMENTS, true) else { return };
+    let Some((p, bits)) = measure(gpu, "int4-g32-cubic", DOCUMENTS, true) else { return };
     println!("int4-g32-cubic: {:.4} ± {:.4} at {bits:.2} bits", p.perplexity, p.stderr);
     // 4.05 is asked; round-to-nearest with groups of 32 gives 4.088 (the MANIFEST's table).
     assert!(p.perplexity < 4.05 && p.perplexity > 3.5483, "{}", p.perplexity);
@@ -88,7 +88,7 @@ fn four_bits_cost_little() {
     assert!((a.perplexity_ratio - p.perplexity / a.perplexity_base).abs() < 1e-9);
     assert!(a.kl.mean > 0.01 && a.kl.mean < 0.15 && a.kl.max >= a.kl.p99, "{:?}", a.kl);
     assert!(a.same_top > 0.8 && a.same_top < 1.0, "{}", a.same_top);
-    let Some((same, _)) = measure(&gpu, "fp16", DOCUMENTS, true) else { return };
+    let Some((same, _)) = measure(gpu, "fp16", DOCUMENTS, true) else { return };
     let a = same.against.unwrap();
     // The same weights under the same kernels in the same order.
     assert!(a.kl.max == 0.0 && a.same_top == 1.0 && a.perplexity_ratio == 1.0);
@@ -102,10 +102,10 @@ fn eight_bits_of_cache_cost_less_than_four_of_weights() {
     let Some(text) = shared("data/text/tinystories_sample.txt") else { return };
     let text = read_text(&text).unwrap();
     let windows = windows(&Tokenizer::load(&folder).unwrap(), &text, DOCUMENTS, None).unwrap();
-    let (net, _) = net(&gpu, &folder, "fp16");
+    let (net, _) = net(gpu, &folder, "fp16");
     let place = (512, Elem::F32, Kernels::Fast);
-    let mut eight = Scorer::with_kv(&gpu, &net, place, KvFormat::Int8).unwrap();
-    let mut float = Scorer::new(&gpu, &net, place).unwrap();
+    let mut eight = Scorer::with_kv(gpu, &net, place, KvFormat::Int8).unwrap();
+    let mut float = Scorer::new(gpu, &net, place).unwrap();
     let totals = score(&mut eight, Some(&mut float), &windows, &mut |_, _, _| {}).unwrap();
     let p = totals.finish(windows.len(), "float cache").unwrap();
     let a = p.against.unwrap();

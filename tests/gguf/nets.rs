@@ -102,7 +102,7 @@ fn every_family_gives_the_logits_of_its_folder() {
         "smollm3",
         "olmo2",
     ] {
-        same_logits(&gpu, case);
+        same_logits(gpu, case);
     }
 }
 
@@ -194,7 +194,7 @@ fn every_type_computes_what_it_decodes_to() {
             (name.to_string(), Tensor::f32(&shape, values))
         });
         let decoded = WeightStore::from_tensors(&decoded.collect::<Vec<_>>()).unwrap();
-        let of = |store, weights| logits(&gpu, &load(&gpu, &config, store, weights));
+        let of = |store, weights| logits(gpu, &load(gpu, &config, store, weights));
         let ours = of(&store, "auto");
         let ty = GgmlType::from_number(number).unwrap();
         let kernels = relative(&ours, &of(&decoded, "fp32"));
@@ -223,8 +223,8 @@ fn perplexity_of_the_stories_is_what_gguf_py_and_torch_give() {
         let config = LanguageConfig::read(&path).unwrap();
         let store = WeightStore::open(&path).unwrap();
         for weights in ["auto", "fp32"] {
-            let net = load(&gpu, &config, &store, weights);
-            let mut scorer = Scorer::new(&gpu, &net, (512, Elem::F32, Kernels::Fast)).unwrap();
+            let net = load(gpu, &config, &store, weights);
+            let mut scorer = Scorer::new(gpu, &net, (512, Elem::F32, Kernels::Fast)).unwrap();
             let totals = score(&mut scorer, None, &windows, &mut |_, _, _| {}).unwrap();
             let p = totals.finish(windows.len(), "").unwrap();
             println!("{file} {weights}: {:.4}", p.perplexity);
