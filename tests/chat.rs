@@ -143,7 +143,7 @@ fn settings_that_are_not_followed_are_named() {
         std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
     }
     let file = folder.path().join("generation_config.json");
-    let settings = "{\"eos_token_id\": 2, \"num_beams\": 4, \"min_new_tokens\": 3, \"top_p\": 1.0}";
+    let settings = "{\"eos_token_id\": 2, \"num_beams\": 4, \"min_new_tokens\": 3, \"no_repeat_ngram_size\": 4, \"top_p\": 1.0}";
     std::fs::write(&file, settings).unwrap();
     let mut command = Command::cargo_bin("inknib").unwrap();
     let model = folder.path().to_str().unwrap();
@@ -154,5 +154,5 @@ fn settings_that_are_not_followed_are_named() {
         return;
     }
     assert!(output.status.success() && err.contains("num_beams 4"), "{err}");
-    assert!(!err.contains("min_new_tokens") && !err.contains("top_p"), "{err}");
+    assert!(!err.contains("min_new_tokens") && !err.contains("ngram"), "{err}");
 }

@@ -38,29 +38,32 @@ pub struct GenerationConfig {
     pub suppress_tokens: Vec<u32>,
     /// No token ends the text before so many.
     pub min_new_tokens: usize,
+    /// No sequence of so many tokens comes twice; 0 is off.
+    pub no_repeat_ngram_size: usize,
+    /// Sequences that are not completed.
+    pub bad_words_ids: Vec<Vec<u32>>,
+    /// Not chosen as the first token.
+    pub begin_suppress_tokens: Vec<u32>,
+    pub epsilon_cutoff: f32,
+    pub eta_cutoff: f32,
     /// Settings of the file that change what is generated and are not followed here.
     pub unserved: Vec<String>,
 }
 
 /// Fields with the value that changes nothing; with another one they ask for what is not done here.
-const UNSERVED: [(&str, f64); 11] = [
+const UNSERVED: [(&str, f64); 8] = [
     ("num_beams", 1.0),
     ("num_beam_groups", 1.0),
     ("penalty_alpha", 0.0),
-    ("no_repeat_ngram_size", 0.0),
     ("encoder_repetition_penalty", 1.0),
     ("guidance_scale", 1.0),
-    ("epsilon_cutoff", 0.0),
-    ("eta_cutoff", 0.0),
     ("top_h", 0.0),
     ("min_length", 0.0),
     ("num_return_sequences", 1.0),
 ];
 /// Fields that ask for something whenever they are there.
-const UNSERVED_LISTS: [&str; 6] = [
-    "bad_words_ids",
+const UNSERVED_LISTS: [&str; 4] = [
     "sequence_bias",
-    "begin_suppress_tokens",
     "forced_bos_token_id",
     "forced_eos_token_id",
     "exponential_decay_length_penalty",
@@ -97,6 +100,11 @@ impl Default for GenerationConfig {
             stop_strings: Vec::new(),
             suppress_tokens: Vec::new(),
             min_new_tokens: 0,
+            no_repeat_ngram_size: 0,
+            bad_words_ids: Vec::new(),
+            begin_suppress_tokens: Vec::new(),
+            epsilon_cutoff: 0.0,
+            eta_cutoff: 0.0,
             unserved: Vec::new(),
         }
     }
@@ -166,6 +174,14 @@ impl GenerationConfig {
             stop_strings: fields.strings("stop_strings")?,
             suppress_tokens: map.get("suppress_tokens").map(ids_of).unwrap_or_default(),
             min_new_tokens: fields.count("min_new_tokens")?.unwrap_or(0),
+            no_repeat_ngram_size: fields.count("no_repeat_ngram_size")?.unwrap_or(0),
+            bad_words_ids: match map.get("bad_words_ids") {
+                Some(Value::Array(words)) => words.iter().map(ids_of).collect(),
+                _ => Vec::new(),
+            },
+            begin_suppress_tokens: map.get("begin_suppress_tokens").map(ids_of).unwrap_or_default(),
+            epsilon_cutoff: fields.number("epsilon_cutoff")?.unwrap_or(0.0),
+            eta_cutoff: fields.number("eta_cutoff")?.unwrap_or(0.0),
             unserved: unserved(map),
         })
     }
@@ -205,6 +221,11 @@ impl GenerationConfig {
                 .map(|id| (*id, f32::NEG_INFINITY))
                 .chain(over.logit_bias.iter().copied())
                 .collect(),
+            no_repeat_ngram: self.no_repeat_ngram_size,
+            bad_words: self.bad_words_ids.clone(),
+            begin_suppress: self.begin_suppress_tokens.clone(),
+            epsilon_cutoff: self.epsilon_cutoff,
+            eta_cutoff: self.eta_cutoff,
             min_tokens: self.min_new_tokens,
             end_tokens: if self.min_new_tokens > 0 { self.eos_token_ids.clone() } else { vec![] },
             seed: over.seed.unwrap_or(default.seed),

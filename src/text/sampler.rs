@@ -19,7 +19,7 @@
 //!
 //! Every stage leaves at least one candidate.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::{Error, Result};
 
@@ -50,6 +50,16 @@ pub struct SamplerOptions {
     pub min_tokens: usize,
     /// What ends a text, for `min_tokens`.
     pub end_tokens: Vec<u32>,
+    /// No sequence of so many tokens comes twice, the prompt's included; 0 is off.
+    pub no_repeat_ngram: usize,
+    /// Sequences whose last token is not chosen after those before it.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Not chosen as the first token.
+    pub begin_suppress: Vec<u32>,
+    /// Least probability; 0 is off (Hewitt et al. 2022, epsilon sampling).
+    pub epsilon_cutoff: f32,
+    /// Least probability min(η, √η · exp(−H)), H the entropy; 0 is off (the same paper, eta sampling).
+    pub eta_cutoff: f32,
     /// Start of the random sequence.
     pub seed: u64,
     /// How many of the likeliest tokens to report beside the chosen one.
@@ -71,6 +81,11 @@ impl Default for SamplerOptions {
             logit_bias: Vec::new(),
             min_tokens: 0,
             end_tokens: Vec::new(),
+            no_repeat_ngram: 0,
+            bad_words: Vec::new(),
+            begin_suppress: Vec::new(),
+            epsilon_cutoff: 0.0,
+            eta_cutoff: 0.0,
             seed: 0,
             top_logprobs: 0,
         }
@@ -95,6 +110,12 @@ impl SamplerOptions {
             && self.logit_bias.is_empty()
             && self.top_logprobs == 0
             && self.min_tokens == 0
+            && !self.has_bans()
+    }
+
+    /// Whether what came before forbids tokens.
+    fn has_bans(&self) -> bool {
+        self.no_repeat_ngram > 0 || !self.bad_words.is_empty() || !self.begin_suppress.is_empty()
     }
 
     fn has_penalty(&self) -> bool {
@@ -126,8 +147,14 @@ impl SamplerOptions {
                 return wrong(name, value, "above 0 and at most 1 (1 turns it off)");
             }
         }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return wrong("min-p", self.min_p, "from 0 (off) to 1");
+        for (name, value) in [
+            ("min-p", self.min_p),
+            ("epsilon_cutoff", self.epsilon_cutoff),
+            ("eta_cutoff", self.eta_cutoff),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return wrong(name, value, "from 0 (off) to 1");
+            }
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
             return wrong(
@@ -181,6 +208,8 @@ pub struct Sampler {
     counts: HashMap<u32, u32>,
     /// Tokens chosen so far.
     chosen: usize,
+    /// All tokens so far, where they may forbid others.
+    history: Vec<u32>,
 }
 
 impl Sampler {
@@ -188,7 +217,14 @@ impl Sampler {
     pub fn new(options: SamplerOptions) -> Result<Sampler> {
         options.check()?;
         let random = Pcg32::new(options.seed);
-        Ok(Sampler { options, random, seen: VecDeque::new(), counts: HashMap::new(), chosen: 0 })
+        Ok(Sampler {
+            options,
+            random,
+            seen: VecDeque::new(),
+            counts: HashMap::new(),
+            chosen: 0,
+            history: Vec::new(),
+        })
     }
 
     /// The settings in use.
@@ -202,11 +238,15 @@ impl Sampler {
         self.seen.clear();
         self.counts.clear();
         self.chosen = 0;
+        self.history.clear();
     }
 
     /// Remembers a token for the penalties. [`sample`](Sampler::sample) does it for what it chooses;
     /// call it for the prompt's tokens, which count too.
     pub fn accept(&mut self, token: u32) {
+        if self.options.has_bans() {
+            self.history.push(token);
+        }
         if !self.options.has_penalty() {
             return;
         }
@@ -251,7 +291,8 @@ impl Sampler {
         self.penalize(&mut left);
         let early = self.chosen < options.min_tokens;
         let ends = |id| early && options.end_tokens.contains(&id);
-        left.retain(|c| c.logit > f32::NEG_INFINITY && !ends(c.id));
+        let banned = self.banned();
+        left.retain(|c| c.logit > f32::NEG_INFINITY && !ends(c.id) && !banned.contains(&c.id));
         if left.is_empty() {
             return Err(Error::Usage(
                 "the logit bias forbids every candidate; allow at least one token".to_string(),
@@ -266,8 +307,33 @@ impl Sampler {
         typical(&mut left, options.typical_p);
         top_p(&mut left, options.top_p);
         min_p(&mut left, options.min_p);
+        cutoff(&mut left, options.epsilon_cutoff, options.eta_cutoff);
         let weights = softmax(&left, options.temperature);
         Ok(left[draw(&weights, self.random.unit())].id)
+    }
+
+    /// Tokens that what came before forbids (transformers' `NoRepeatNGramLogitsProcessor`,
+    /// `NoBadWordsLogitsProcessor`, `SuppressTokensAtBeginLogitsProcessor`).
+    fn banned(&self) -> HashSet<u32> {
+        let (options, history) = (&self.options, &self.history);
+        let mut banned = HashSet::new();
+        if self.chosen == 0 {
+            banned.extend(&options.begin_suppress);
+        }
+        let n = options.no_repeat_ngram;
+        if n > 0 && history.len() >= n {
+            let last = &history[history.len() - (n - 1)..];
+            let again = history.windows(n).filter(|seen| seen[..n - 1] == *last);
+            banned.extend(again.map(|seen| seen[n - 1]));
+        }
+        for word in &options.bad_words {
+            if let Some((last, before)) = word.split_last()
+                && history.ends_with(before)
+            {
+                banned.insert(*last);
+            }
+        }
+        banned
     }
 
     fn penalize(&self, left: &mut [Candidate]) {
@@ -410,6 +476,20 @@ fn min_p(left: &mut Vec<Candidate>, share: f32) {
         let floor = f64::from(first.logit) + f64::from(share).ln();
         left.retain(|c| f64::from(c.logit) >= floor);
     }
+}
+
+/// Drops what is less likely than epsilon, or than eta's limit; the likeliest stays.
+fn cutoff(left: &mut Vec<Candidate>, epsilon: f32, eta: f32) {
+    if epsilon == 0.0 && eta == 0.0 {
+        return;
+    }
+    let p = softmax(left, 1.0);
+    let entropy: f64 = p.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum();
+    let eta = f64::from(eta);
+    let floor = f64::from(epsilon).max(eta.min(eta.sqrt() * (-entropy).exp()));
+    // Largest first.
+    let keep = p.iter().take_while(|p| **p >= floor).count().max(1);
+    left.truncate(keep);
 }
 
 /// Index of the candidate whose slice of [0, 1) holds `u`.

@@ -258,3 +258,43 @@ fn a_text_does_not_end_before_its_time() {
     s.reset();
     assert_eq!(s.sample(Logits::Full(&halves())).unwrap().token, 1);
 }
+
+#[test]
+fn what_came_before_forbids_tokens() {
+    // Token 0 is the likeliest, then 1, 2.
+    let next = |change: fn(&mut SamplerOptions), history: &[u32]| {
+        let mut s = sampler(|o| {
+            o.temperature = 0.0;
+            change(o);
+        });
+        history.iter().for_each(|id| s.accept(*id));
+        s.sample(Logits::Full(&halves())).unwrap().token
+    };
+    // 2 0 came; after another 2 it may not.
+    assert_eq!(next(|o| o.no_repeat_ngram = 2, &[2, 0, 3, 2]), 1);
+    assert_eq!(next(|o| o.no_repeat_ngram = 2, &[2, 0, 3, 1]), 0);
+    assert_eq!(next(|o| o.no_repeat_ngram = 3, &[2, 0, 3, 2]), 0);
+    assert_eq!(next(|o| o.no_repeat_ngram = 1, &[0, 1]), 2);
+    assert_eq!(next(|o| o.bad_words = vec![vec![0]], &[]), 1);
+    assert_eq!(next(|o| o.bad_words = vec![vec![3, 0]], &[3]), 1);
+    assert_eq!(next(|o| o.bad_words = vec![vec![3, 0], vec![]], &[2]), 0);
+    let mut s = sampler(|o| {
+        o.temperature = 0.0;
+        o.begin_suppress = vec![0];
+    });
+    let two: Vec<u32> = (0..2).map(|_| s.sample(Logits::Full(&halves())).unwrap().token).collect();
+    assert_eq!(two, [1, 0]);
+}
+
+#[test]
+fn cutoffs_keep_what_is_likely_enough() {
+    let draws = |change: fn(&mut SamplerOptions)| -> std::collections::BTreeSet<u32> {
+        let mut s = sampler(change);
+        (0..400).map(|_| s.sample(Logits::Full(&halves())).unwrap().token).collect()
+    };
+    // Probabilities 1/2, 1/4, 1/8, 1/8.
+    assert_eq!(draws(|o| o.epsilon_cutoff = 0.2), [0, 1].into());
+    assert_eq!(draws(|o| o.epsilon_cutoff = 0.9), [0].into());
+    // H = 1.213, so the limit is √0.25 · exp(−H) = 0.149.
+    assert_eq!(draws(|o| o.eta_cutoff = 0.25), [0, 1].into());
+}
