@@ -1,5 +1,6 @@
 //! Language: tokens, chat templates, sampling and the decoder's loop.
 
+mod candidates;
 pub mod chat;
 pub mod decoder;
 pub mod generation_config;

@@ -1,7 +1,7 @@
 //! Logits to the next token.
 //!
 //! Stages run in llama.cpp's default order (common/sampling.cpp): logit bias, penalties, top-k, typical,
-//! top-p, min-p, temperature, draw. So the nuclei are cut on the model's own distribution and
+//! top-p, min-p, transformers' cutoffs, temperature, draw. So the nuclei are cut on the model's own distribution and
 //! temperature only reshapes what is left; transformers scales by temperature first.
 //!
 //! With l the logits of the candidates left and p = softmax(l):
@@ -15,12 +15,14 @@
 //! | typical (Meister et al. 2022) | smallest set by \|−ln p_i − H\|, H = −Σ p ln p, whose mass exceeds t |
 //! | top-p (Holtzman et al. 2019) | smallest set of the largest p whose mass reaches t |
 //! | min-p (Nguyen et al. 2024) | p_i ≥ m · max p |
+//! | epsilon, eta (Hewitt et al. 2022) | p_i ≥ ε; p_i ≥ min(η, √η · exp(−H)) |
 //! | temperature | l_i / T; T = 0 takes the largest l, the lowest id where two are equal |
 //!
 //! Every stage leaves at least one candidate.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use super::candidates::{Candidate, cutoff, keep_largest, min_p, softmax, top_p, typical};
 use crate::{Error, Result};
 
 /// Settings of a [`Sampler`]. The default changes nothing but draws at temperature 1.
@@ -191,12 +193,6 @@ pub struct Chosen {
     pub logprob: f32,
     /// The likeliest tokens and their ln p, largest first; as many as `top_logprobs` asks.
     pub top: Vec<(u32, f32)>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    id: u32,
-    logit: f32,
 }
 
 /// Chooses tokens; remembers what it saw for the penalties, and its place in the random sequence.
@@ -402,94 +398,6 @@ fn check_finite(logits: Logits<'_>) -> Result<()> {
             values.len()
         ))),
     }
-}
-
-/// Larger logit first, lower id first where equal: one order on every platform.
-fn by_logit(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
-}
-
-/// Keeps the `k` largest, sorted.
-fn keep_largest(left: &mut Vec<Candidate>, k: usize) {
-    if k == 0 {
-        left.clear();
-        return;
-    }
-    if k < left.len() {
-        left.select_nth_unstable_by(k - 1, by_logit);
-        left.truncate(k);
-    }
-    left.sort_unstable_by(by_logit);
-}
-
-/// Probabilities at a temperature, of candidates sorted with the largest logit first.
-fn softmax(left: &[Candidate], temperature: f32) -> Vec<f64> {
-    let Some(first) = left.first() else { return Vec::new() };
-    let max = f64::from(first.logit);
-    let mut p: Vec<f64> =
-        left.iter().map(|c| ((f64::from(c.logit) - max) / f64::from(temperature)).exp()).collect();
-    let sum: f64 = p.iter().sum();
-    p.iter_mut().for_each(|p| *p /= sum);
-    p
-}
-
-fn typical(left: &mut Vec<Candidate>, mass: f32) {
-    if mass >= 1.0 {
-        return;
-    }
-    let p = softmax(left, 1.0);
-    let entropy: f64 = p.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum();
-    let mut order: Vec<usize> = (0..left.len()).collect();
-    let oddness = |i: usize| (-p[i].ln() - entropy).abs();
-    order.sort_by(|a, b| oddness(*a).total_cmp(&oddness(*b)).then(a.cmp(b)));
-    let mut sum = 0.0;
-    let mut keep = 0;
-    for i in &order {
-        sum += p[*i];
-        keep += 1;
-        if sum > f64::from(mass) {
-            break;
-        }
-    }
-    order.truncate(keep);
-    order.sort_unstable();
-    *left = order.into_iter().map(|i| left[i]).collect();
-}
-
-fn top_p(left: &mut Vec<Candidate>, mass: f32) {
-    if mass >= 1.0 {
-        return;
-    }
-    let mut sum = 0.0;
-    let reached = softmax(left, 1.0).into_iter().position(|p| {
-        sum += p;
-        sum >= f64::from(mass)
-    });
-    if let Some(last) = reached {
-        left.truncate(last + 1);
-    }
-}
-
-fn min_p(left: &mut Vec<Candidate>, share: f32) {
-    let Some(first) = left.first() else { return };
-    if share > 0.0 {
-        let floor = f64::from(first.logit) + f64::from(share).ln();
-        left.retain(|c| f64::from(c.logit) >= floor);
-    }
-}
-
-/// Drops what is less likely than epsilon, or than eta's limit; the likeliest stays.
-fn cutoff(left: &mut Vec<Candidate>, epsilon: f32, eta: f32) {
-    if epsilon == 0.0 && eta == 0.0 {
-        return;
-    }
-    let p = softmax(left, 1.0);
-    let entropy: f64 = p.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum();
-    let eta = f64::from(eta);
-    let floor = f64::from(epsilon).max(eta.min(eta.sqrt() * (-entropy).exp()));
-    // Largest first.
-    let keep = p.iter().take_while(|p| **p >= floor).count().max(1);
-    left.truncate(keep);
 }
 
 /// Index of the candidate whose slice of [0, 1) holds `u`.
