@@ -107,6 +107,8 @@ pub(super) struct Inner {
     pub(super) dummy: Buffer,
     pub(super) submissions: AtomicU64,
     pub(super) submitted: Mutex<std::collections::VecDeque<wgpu::SubmissionIndex>>,
+    /// Held while a thread submits or waits.
+    pub(super) turn: Mutex<()>,
     summary: AdapterSummary,
     kernels: Cache,
 }
@@ -162,6 +164,7 @@ impl Gpu {
             dummy,
             submissions,
             submitted,
+            turn: Mutex::default(),
             summary,
             kernels,
         };

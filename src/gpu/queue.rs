@@ -1,8 +1,8 @@
 //! Prepared dispatches, submissions, waits that can be interrupted, and read-back.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::buffer::Buffer;
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 
 /// A wait that takes longer than this is taken for a hung device.
 const WATCHDOG: Duration = Duration::from_secs(300);
+/// How long one look at the device may take before Ctrl-C and errors are looked at again, and another
+/// thread gets its turn.
+const TURN: Duration = Duration::from_millis(20);
 /// Submissions in flight before the host waits for the oldest.
 const IN_FLIGHT: usize = 3;
 
@@ -168,7 +171,10 @@ impl Gpu {
     }
 
     fn send(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
-        let index = self.inner.queue.submit([encoder.finish()]);
+        let index = {
+            let _turn = self.turn();
+            self.inner.queue.submit([encoder.finish()])
+        };
         self.inner.submissions.fetch_add(1, Ordering::Relaxed);
         self.check()?;
         let oldest = {
@@ -188,16 +194,25 @@ impl Gpu {
         self.wait_for(None)
     }
 
+    /// One thread at a time submits or waits: wgpu-core 30.0.1 panics ("If the queue is empty, the current
+    /// submission index …") when a timed wait ends early while another thread retires that submission.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.inner.turn.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     fn wait_for(&self, index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let start = Instant::now();
         loop {
-            let poll = wgpu::PollType::Wait {
-                submission_index: index.clone(),
-                timeout: Some(Duration::from_millis(50)),
+            let poll =
+                wgpu::PollType::Wait { submission_index: index.clone(), timeout: Some(TURN) };
+            let polled = {
+                let _turn = self.turn();
+                self.inner.device.poll(poll)
             };
-            match self.inner.device.poll(poll) {
+            match polled {
                 Ok(_) => return self.check(),
-                Err(wgpu::PollError::Timeout) => {}
+                // A mutex is not fair: without a pause the next turn would be ours again.
+                Err(wgpu::PollError::Timeout) => std::thread::sleep(Duration::from_micros(50)),
                 Err(other) => return Err(Error::DeviceLost(format!("waiting failed: {other}"))),
             }
             self.check()?;
@@ -282,7 +297,10 @@ impl Gpu {
                 encoder.write_timestamp(&set, 2 * i + 1);
             }
             encoder.resolve_query_set(&set, 0..count, stamps.raw(), 0);
-            queue.submit([encoder.finish()]);
+            {
+                let _turn = self.turn();
+                queue.submit([encoder.finish()]);
+            }
             let raw: Vec<u64> = bytemuck::pod_collect_to_vec(&self.read(&stamps, 0, bytes)?);
             times.extend(
                 raw.chunks_exact(2)
