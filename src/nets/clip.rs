@@ -74,10 +74,14 @@ impl ClipTextConfig {
     /// # Errors
     /// `Model` for another architecture or activation.
     pub fn read(path: impl AsRef<Path>) -> Result<ClipTextConfig> {
-        let path = path.as_ref();
+        let (source, fields) = config::fields(path.as_ref())?;
+        ClipTextConfig::from_value(&fields, &source)
+    }
+    /// As [`ClipTextConfig::read`], from what the file holds; `source` is its name in messages.
+    pub fn from_value(fields: &serde_json::Value, path: &Path) -> Result<ClipTextConfig> {
         let rules =
             [("model_type", "\"clip_text_model\""), ("hidden_act", "\"quick_gelu\"|\"gelu\"")];
-        let config: ClipTextConfig = config::read(path, "the text encoder", &rules)?;
+        let config: ClipTextConfig = config::parse(fields, path, "the text encoder", &rules)?;
         let (width, heads) = (config.hidden_size, config.num_attention_heads);
         match heads > 0 && width.is_multiple_of(heads) {
             true => Ok(config),

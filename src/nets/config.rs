@@ -22,12 +22,15 @@ fn locate(path: &Path) -> (PathBuf, String) {
     (path.parent().unwrap_or(Path::new("")).to_path_buf(), name)
 }
 
-/// Reads a configuration after holding it against the rules.
-pub(super) fn read<T: DeserializeOwned>(path: &Path, net: &str, rules: &[Rule]) -> Result<T> {
-    let (source, fields) = fields(path)?;
-    check(&fields, &source, net, rules)?;
-    let (folder, file) = locate(path);
-    read_json(&folder, &file)
+/// A configuration after holding it against the rules; `source` is where it came from, for messages.
+pub(super) fn parse<T: DeserializeOwned>(
+    fields: &Value,
+    source: &Path,
+    net: &str,
+    rules: &[Rule],
+) -> Result<T> {
+    check(fields, source, net, rules)?;
+    T::deserialize(fields).map_err(|e| Error::Model(format!("{}: {e}", source.display())))
 }
 
 /// The whole of a configuration and the file it came from.

@@ -186,9 +186,13 @@ impl UnetConfig {
     /// # Errors
     /// `Model` naming the field and its value where the architecture is not one that is built here.
     pub fn read(path: impl AsRef<Path>) -> Result<UnetConfig> {
-        let path = path.as_ref();
-        let config: UnetConfig = config::read(path, "the UNet", &RULES)?;
-        config.blocks().map_err(|why| wrong(path, why))?;
+        let (source, fields) = config::fields(path.as_ref())?;
+        UnetConfig::from_value(&fields, &source)
+    }
+    /// As [`UnetConfig::read`], from what the file holds; `source` is its name in messages.
+    pub fn from_value(fields: &serde_json::Value, source: &Path) -> Result<UnetConfig> {
+        let config: UnetConfig = config::parse(fields, source, "the UNet", &RULES)?;
+        config.blocks().map_err(|why| wrong(source, why))?;
         Ok(config)
     }
 

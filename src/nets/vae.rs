@@ -69,14 +69,18 @@ impl VaeConfig {
     /// # Errors
     /// `Model` for blocks, activations or latent statistics that are not supported.
     pub fn read(path: impl AsRef<Path>) -> Result<VaeConfig> {
-        let path = path.as_ref();
+        let (source, fields) = config::fields(path.as_ref())?;
+        VaeConfig::from_value(&fields, &source)
+    }
+    /// As [`VaeConfig::read`], from what the file holds; `source` is its name in messages.
+    pub fn from_value(fields: &serde_json::Value, path: &Path) -> Result<VaeConfig> {
         let rules = [
             ("_class_name", "\"AutoencoderKL\""),
             ("act_fn", "\"silu\""),
             ("latents_mean", "null"),
             ("latents_std", "null"),
         ];
-        let config: VaeConfig = config::read(path, "the VAE decoder", &rules)?;
+        let config: VaeConfig = config::parse(fields, path, "the VAE decoder", &rules)?;
         let (widths, groups) = (&config.block_out_channels, config.norm_num_groups);
         if let Some(other) = config.up_block_types.iter().find(|t| *t != "UpDecoderBlock2D") {
             let why = format!("`up_block_types` names {other}; supported is UpDecoderBlock2D");
