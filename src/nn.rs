@@ -10,7 +10,7 @@ use std::rc::Rc;
 pub use kv_cache::{Heads, KvCache, KvFormat};
 
 use crate::gpu::Gpu;
-use crate::graph::{Var, Vector, Weight};
+use crate::graph::{Residence, Var, Vector, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
 use crate::ops::embed::{embed, embed_range};
 use crate::ops::matmul::{linear, linear_f32};
@@ -46,6 +46,8 @@ pub struct LoadedTensor {
     pub bytes: u64,
     /// Signal to quantization noise in dB; `None` where the original is not known.
     pub sqnr_db: Option<f64>,
+    /// Whether it stays on the GPU or is streamed.
+    pub residence: Residence,
 }
 
 /// What a net keeps resident.
@@ -57,7 +59,14 @@ pub struct LoadReport {
 impl LoadReport {
     /// Bytes of all tensors on the GPU.
     pub fn resident_bytes(&self) -> u64 {
-        self.tensors.iter().map(|t| t.bytes).sum()
+        self.on(Residence::Gpu)
+    }
+    /// Bytes of all tensors that stay on the host and are streamed.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.on(Residence::Host)
+    }
+    fn on(&self, residence: Residence) -> u64 {
+        self.tensors.iter().filter(|t| t.residence == residence).map(|t| t.bytes).sum()
     }
     /// Number of real weights.
     pub fn elements(&self) -> u64 {
@@ -65,7 +74,8 @@ impl LoadReport {
     }
     /// Bits of memory per weight, with scales, padding, norms and biases.
     pub fn bits_per_weight(&self) -> f64 {
-        self.resident_bytes() as f64 * 8.0 / self.elements().max(1) as f64
+        let bytes = self.resident_bytes() + self.streamed_bytes();
+        bytes as f64 * 8.0 / self.elements().max(1) as f64
     }
     /// Takes over the tensors of another net.
     pub fn merge(&mut self, other: LoadReport) {
@@ -81,6 +91,8 @@ struct Shared<'a> {
     loaded: RefCell<Vec<LoadedTensor>>,
     /// Bytes handed to the driver since it was last given time to copy them.
     in_flight: Cell<u64>,
+    /// Bytes of matrices that may still become resident; what comes later stays on the host.
+    room: Cell<u64>,
 }
 
 /// Bytes of weights that may wait in the driver's staging memory before they are sent on.
@@ -107,8 +119,15 @@ impl<'a> Loader<'a> {
         progress: Option<&'a dyn Fn(&LoadedTensor)>,
     ) -> Loader<'a> {
         let (loaded, in_flight) = Default::default();
-        let shared = Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight });
+        let room = Cell::new(u64::MAX);
+        let shared = Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room });
         Loader { shared, path: String::new() }
+    }
+
+    /// At most so many bytes of matrices become resident on the GPU; the rest stays on the host and is
+    /// streamed by the plans that need it.
+    pub fn limit_resident(&self, bytes: u64) {
+        self.shared.room.set(bytes);
     }
 
     /// The place `name` below this one.
@@ -164,10 +183,16 @@ impl<'a> Loader<'a> {
     }
 
     fn upload(&self, path: String, packed: &Packed) -> Result<Weight> {
-        let weight = Weight::upload(self.shared.gpu, &path, packed)?;
+        let bytes = packed.bytes() as u64;
+        let room = self.shared.room.get();
+        let residence = if bytes <= room { Residence::Gpu } else { Residence::Host };
+        let weight = Weight::place(self.shared.gpu, &path, packed, residence)?;
         let (format, sqnr_db) = (packed.format, packed.sqnr_db);
         let (elements, bytes) = (weight.elements(), weight.bytes());
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        if residence == Residence::Gpu && room != u64::MAX {
+            self.shared.room.set(room.saturating_sub(bytes));
+        }
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(weight)
     }
 
@@ -182,7 +207,8 @@ impl<'a> Loader<'a> {
         let vector = Vector::upload(self.shared.gpu, &path, values)?;
         let (format, elements, bytes) = (Format::F32, values.len(), vector.buffer.bytes());
         let sqnr_db = Some(f64::INFINITY);
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        let residence = Residence::Gpu;
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(vector)
     }
 
@@ -235,7 +261,8 @@ impl<'a> Loader<'a> {
         let values = store.values(&path)?;
         let (elements, format) = (values.len(), Format::F32);
         let (bytes, sqnr_db) = (elements as u64 * 4, Some(f64::INFINITY));
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        let residence = Residence::Gpu;
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(Positions { values, channels })
     }
 

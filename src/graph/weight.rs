@@ -6,19 +6,47 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::stream::Held;
 use crate::Result;
 use crate::gpu::{Bind, Buffer, Gpu, Source, Spec};
 use crate::quant::{Format, Layout, Offset, Packed};
 use crate::source;
+
+/// Where the bytes of a weight are.
+#[derive(Clone, Debug)]
+enum Memory {
+    Gpu(Buffer),
+    /// On the host; a plan brings them to the GPU when it runs.
+    Host(Held),
+}
+
+impl Memory {
+    fn bytes(&self) -> u64 {
+        match self {
+            Memory::Gpu(buffer) => buffer.bytes(),
+            Memory::Host(held) => held.len() as u64,
+        }
+    }
+}
 
 /// Rows `row0 .. row0 + rows` of a weight, in buffers of their own.
 #[derive(Clone, Debug)]
 pub struct Chunk {
     pub row0: usize,
     pub rows: usize,
-    words: Buffer,
-    scales: Option<Buffer>,
+    words: Memory,
+    scales: Option<Memory>,
     info: Buffer,
+}
+
+/// Where a weight is to stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residence {
+    /// On the GPU, where every plan finds it.
+    #[default]
+    Gpu,
+    /// On the host; plans stream it ([`PlanOptions::stream_pool`](super::PlanOptions)).
+    Host,
 }
 
 #[derive(Debug)]
@@ -59,8 +87,28 @@ impl Weight {
         Weight::upload_windowed(gpu, label, packed, gpu.caps().max_binding_bytes)
     }
 
+    /// As [`Weight::upload`], or kept on the host in windows of at most 16 MiB, so that a small pool
+    /// serves.
+    pub fn place(gpu: &Gpu, label: &str, packed: &Packed, residence: Residence) -> Result<Weight> {
+        let limit = match residence {
+            Residence::Gpu => gpu.caps().max_binding_bytes,
+            Residence::Host => gpu.caps().max_binding_bytes.min(16 << 20),
+        };
+        Weight::windowed(gpu, label, packed, limit, residence)
+    }
+
     /// As [`Weight::upload`] with a limit of the caller's (tests use small ones).
     pub fn upload_windowed(gpu: &Gpu, label: &str, packed: &Packed, limit: u64) -> Result<Weight> {
+        Weight::windowed(gpu, label, packed, limit, Residence::Gpu)
+    }
+
+    fn windowed(
+        gpu: &Gpu,
+        label: &str,
+        packed: &Packed,
+        limit: u64,
+        residence: Residence,
+    ) -> Result<Weight> {
         let rows = packed.layout.rows;
         let row_bytes = (packed.words.len() * 4 / rows.max(1)).max(1) as u64;
         let window = ((limit / row_bytes).max(1) as usize).min(rows);
@@ -69,9 +117,10 @@ impl Weight {
         while row0 < rows {
             let count = window.min(rows - row0);
             chunks.push(if count == rows {
-                chunk(gpu, label, packed, row0)?
+                chunk(gpu, label, packed, row0, residence)?
             } else {
-                chunk(gpu, label, &packed.slice_rows(row0..row0 + count), row0)?
+                let part = packed.slice_rows(row0..row0 + count);
+                chunk(gpu, label, &part, row0, residence)?
             });
             row0 += count;
         }
@@ -102,7 +151,7 @@ impl Weight {
     pub fn chunks(&self) -> &[Chunk] {
         &self.0.chunks
     }
-    /// Bytes on the GPU.
+    /// Bytes of all its numbers, wherever they are.
     pub fn bytes(&self) -> u64 {
         let chunks: u64 = self.0.chunks.iter().map(Chunk::bytes).sum();
         chunks + self.columns().map_or(0, Buffer::bytes)
@@ -130,19 +179,46 @@ pub fn weight_part(spec: Spec, format: Format) -> Spec {
 }
 
 impl Chunk {
-    /// Bytes on the GPU.
+    /// Bytes of its numbers, wherever they are.
     pub fn bytes(&self) -> u64 {
-        self.words.bytes() + self.scales.as_ref().map_or(0, Buffer::bytes)
+        self.words.bytes() + self.scales.as_ref().map_or(0, Memory::bytes)
     }
-    /// Group 1 of a kernel joined with [`weight_part`].
-    pub(crate) fn binds(&self) -> Vec<Option<Bind>> {
-        let mut binds = vec![Some(Bind::whole(&self.info)), Some(Bind::whole(&self.words))];
-        binds.extend(self.scales.as_ref().map(|s| Some(Bind::whole(s))));
-        binds
+    /// What of it is on the host.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
+        [Some(&self.words), self.scales.as_ref()].into_iter().flatten().filter_map(|m| match m {
+            Memory::Gpu(_) => None,
+            Memory::Host(held) => Some(held),
+        })
+    }
+    /// Group 1 of a kernel joined with [`weight_part`]; `place` says where a part from the host lies.
+    pub(super) fn binds_with(
+        &self,
+        mut place: impl FnMut(&Held) -> Result<Bind>,
+    ) -> Result<Vec<Option<Bind>>> {
+        let mut binds = vec![Some(Bind::whole(&self.info))];
+        for memory in [Some(&self.words), self.scales.as_ref()].into_iter().flatten() {
+            binds.push(Some(match memory {
+                Memory::Gpu(buffer) => Bind::whole(buffer),
+                Memory::Host(held) => place(held)?,
+            }));
+        }
+        Ok(binds)
     }
 }
 
-fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> {
+fn chunk(
+    gpu: &Gpu,
+    label: &str,
+    packed: &Packed,
+    row0: usize,
+    residence: Residence,
+) -> Result<Chunk> {
+    let put = |bytes: &[u8]| -> Result<Memory> {
+        Ok(match residence {
+            Residence::Gpu => Memory::Gpu(gpu.upload(label, bytes)?),
+            Residence::Host => Memory::Host(Arc::new(bytes.to_vec())),
+        })
+    };
     let layout = packed.layout;
     let (group, cubic) = match packed.format {
         Format::F32 | Format::F16 => (0, 0.0),
@@ -163,13 +239,13 @@ fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> 
     };
     let uniform = gpu.uniform("weight info", std::mem::size_of::<WeightInfo>() as u64)?;
     gpu.write(&uniform, 0, bytemuck::bytes_of(&info))?;
-    let words = gpu.upload(label, bytemuck::cast_slice(&packed.words))?;
+    let words = put(bytemuck::cast_slice(&packed.words))?;
     let scales = match (group, packed.format.offset()) {
         (0, _) => None,
-        (_, Offset::None) => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scales))?),
+        (_, Offset::None) => Some(put(bytemuck::cast_slice(&packed.scales))?),
         // Side by side: one fetch, and no binding more than the symmetric forms have (a convolution
         // with everything fused is at the eight that are certain).
-        _ => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scale_offset_pairs()))?),
+        _ => Some(put(bytemuck::cast_slice(&packed.scale_offset_pairs()))?),
     };
     Ok(Chunk { row0, rows: layout.rows, words, scales, info: uniform })
 }
