@@ -93,6 +93,8 @@ struct Shared<'a> {
     in_flight: Cell<u64>,
     /// Bytes of matrices that may still become resident; what comes later stays on the host.
     room: Cell<u64>,
+    /// Nothing is read and nothing goes to the GPU: layers have sizes alone.
+    outline: Cell<bool>,
 }
 
 /// Bytes of weights that may wait in the driver's staging memory before they are sent on.
@@ -120,7 +122,9 @@ impl<'a> Loader<'a> {
     ) -> Loader<'a> {
         let (loaded, in_flight) = Default::default();
         let room = Cell::new(u64::MAX);
-        let shared = Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room });
+        let outline = Cell::new(false);
+        let shared =
+            Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room, outline });
         Loader { shared, path: String::new() }
     }
 
@@ -128,6 +132,14 @@ impl<'a> Loader<'a> {
     /// streamed by the plans that need it.
     pub fn limit_resident(&self, bytes: u64) {
         self.shared.room.set(bytes);
+    }
+
+    /// As [`Loader::new`], but nothing is read: layers have the sizes that they would have, the report
+    /// counts them, and plans made of them can be measured ([`Plan::measure`](crate::graph::Plan)).
+    pub fn outline(gpu: &'a Gpu, store: &'a WeightStore, recipe: &'a Recipe) -> Loader<'a> {
+        let loader = Loader::new(gpu, store, recipe);
+        loader.shared.outline.set(true);
+        loader
     }
 
     /// The place `name` below this one.
@@ -174,10 +186,24 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Counts a tensor of an outline as if it were on the GPU.
+    fn record(&self, path: String, format: Format, elements: usize, bytes: u64) {
+        let residence = Residence::Gpu;
+        let tensor = LoadedTensor { path, format, elements, bytes, sqnr_db: None, residence };
+        self.shared.loaded.borrow_mut().push(tensor);
+    }
+
     /// The matrix `name` of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`, in the recipe's format.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let (path, shared) = (self.name(name), &self.shared);
         let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
+        if shared.outline.get() {
+            let (layout, format) = shared.store.outline(&path, shape, &spec)?;
+            let weight = Weight::outline(shared.gpu, layout, format)?;
+            let (elements, bytes) = (weight.elements(), weight.bytes());
+            self.record(path, format, elements, bytes);
+            return Ok(weight);
+        }
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
         self.upload(path, &packed)
     }
@@ -199,6 +225,11 @@ impl<'a> Loader<'a> {
     /// The vector `name` of `len` numbers, as f32.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vector> {
         let path = self.name(name);
+        if self.shared.outline.get() {
+            self.shared.store.shape(&path)?;
+            self.record(path, Format::F32, len, len as u64 * 4);
+            return Vector::outline(self.shared.gpu, len);
+        }
         let values = self.shared.store.vector(&path, len)?;
         self.upload_vector(path, &values)
     }

@@ -90,3 +90,36 @@ fn a_budget_below_the_weights_is_kept() {
     assert_eq!(streamed.eps[0], resident.eps[0]);
     assert!(tight.ledger().peak() <= budget);
 }
+
+/// An outline of a net has the sizes of the net.
+#[test]
+fn what_is_measured_is_what_is_taken() {
+    let Some(gpu) = gpu() else { return };
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet_sd15");
+    let (config, store) = (UnetConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+    for spec in [QuantSpec::INT4, QuantSpec::INT8, QuantSpec::F16, QuantSpec::F32] {
+        let recipe = Recipe::uniform(spec);
+        let build = |loader: &Loader<'_>| {
+            let unet = Unet::load(loader, &config).unwrap();
+            let time = UnetTime::load(loader, &config).unwrap();
+            let context = UnetContext::load(loader, &config).unwrap();
+            let graph = Graph::new(Elem::F32);
+            let x = graph.input("x", [2, 8, 8, 4], Elem::F32);
+            let prompt = graph.input("prompt", [2, 7, 24], Elem::F32);
+            let (t, row) = (graph.input("t", [1], Elem::F32), graph.input("row", [2], Elem::U32));
+            graph.output("eps", unet.forward(x, &time.table(t), row, &context.keys_values(prompt)));
+            graph
+        };
+        let (real, outline) =
+            (Loader::new(gpu, &store, &recipe), Loader::outline(gpu, &store, &recipe));
+        let plan = Plan::new(gpu, &build(&real), &PlanOptions::default()).unwrap();
+        let measured = Plan::measure(gpu, &build(&outline), &PlanOptions::default()).unwrap();
+        assert_eq!(measured, plan.activation_bytes(), "{spec:?}");
+        // A buffer is rounded up to 16 bytes; a tensor has two at most.
+        let (real, outline) = (real.report(), outline.report());
+        assert_eq!(real.tensors.len(), outline.tensors.len());
+        let spare = 32 * real.tensors.len() as u64;
+        assert!(outline.resident_bytes() <= real.resident_bytes(), "{spec:?}");
+        assert!(outline.resident_bytes() + spare >= real.resident_bytes(), "{spec:?}");
+    }
+}

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::stream::Held;
-use crate::Result;
 use crate::gpu::{Bind, Buffer, Gpu, Source, Spec};
 use crate::quant::{Format, Layout, Offset, Packed};
 use crate::source;
+use crate::{Error, Result};
 
 /// Where the bytes of a weight are.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ enum Memory {
     Gpu(Buffer),
     /// On the host; a plan brings them to the GPU when it runs.
     Host(Held),
+    /// Nowhere: so many bytes that can be planned with, never run with.
+    Outline(u64),
 }
 
 impl Memory {
@@ -25,6 +27,7 @@ impl Memory {
         match self {
             Memory::Gpu(buffer) => buffer.bytes(),
             Memory::Host(held) => held.len() as u64,
+            Memory::Outline(bytes) => *bytes,
         }
     }
 }
@@ -47,6 +50,8 @@ pub enum Residence {
     Gpu,
     /// On the host; plans stream it ([`PlanOptions::stream_pool`](super::PlanOptions)).
     Host,
+    /// Nowhere: it has a size and can be measured ([`Plan::measure`](super::Plan::measure)), not run.
+    Outline,
 }
 
 #[derive(Debug)]
@@ -93,6 +98,7 @@ impl Weight {
         let limit = match residence {
             Residence::Gpu => gpu.caps().max_binding_bytes,
             Residence::Host => gpu.caps().max_binding_bytes.min(16 << 20),
+            Residence::Outline => return Weight::outline(gpu, packed.layout, packed.format),
         };
         Weight::windowed(gpu, label, packed, limit, residence)
     }
@@ -127,6 +133,21 @@ impl Weight {
         let columns = packed.columns.as_deref().map(|c| gpu.upload(label, bytemuck::cast_slice(c)));
         let (format, layout, columns) = (packed.format, packed.layout, columns.transpose()?);
         Ok(Weight(Arc::new(Inner { format, layout, columns, chunks })))
+    }
+
+    /// A weight of this layout and format without its numbers.
+    pub fn outline(gpu: &Gpu, layout: Layout, format: Format) -> Result<Weight> {
+        let whole = format.bytes(&layout) as u64;
+        let row = (whole / layout.rows.max(1) as u64).max(1);
+        let window = ((gpu.caps().max_binding_bytes / row).max(1) as usize).min(layout.rows);
+        let info = gpu.uniform("weight outline", 16)?;
+        let chunk = |row0: usize| {
+            let rows = window.min(layout.rows - row0);
+            let words = Memory::Outline(format.bytes(&Layout { rows, ..layout }) as u64);
+            Chunk { row0, rows, words, scales: None, info: info.clone() }
+        };
+        let chunks = (0..layout.rows).step_by(window.max(1)).map(chunk).collect();
+        Ok(Weight(Arc::new(Inner { format, layout, columns: None, chunks })))
     }
 
     pub fn format(&self) -> Format {
@@ -186,7 +207,7 @@ impl Chunk {
     /// What of it is on the host.
     pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
         [Some(&self.words), self.scales.as_ref()].into_iter().flatten().filter_map(|m| match m {
-            Memory::Gpu(_) => None,
+            Memory::Gpu(_) | Memory::Outline(_) => None,
             Memory::Host(held) => Some(held),
         })
     }
@@ -200,6 +221,9 @@ impl Chunk {
             binds.push(Some(match memory {
                 Memory::Gpu(buffer) => Bind::whole(buffer),
                 Memory::Host(held) => place(held)?,
+                Memory::Outline(_) => {
+                    return Err(Error::Runtime("an outline of a weight cannot be run".into()));
+                }
             }));
         }
         Ok(binds)
@@ -217,6 +241,7 @@ fn chunk(
         Ok(match residence {
             Residence::Gpu => Memory::Gpu(gpu.upload(label, bytes)?),
             Residence::Host => Memory::Host(Arc::new(bytes.to_vec())),
+            Residence::Outline => Memory::Outline(bytes.len() as u64),
         })
     };
     let layout = packed.layout;
@@ -260,5 +285,9 @@ pub struct Vector {
 impl Vector {
     pub fn upload(gpu: &Gpu, label: &str, values: &[f32]) -> Result<Vector> {
         Ok(Vector { buffer: gpu.upload(label, bytemuck::cast_slice(values))?, len: values.len() })
+    }
+    /// A vector without its numbers, to plan with.
+    pub fn outline(gpu: &Gpu, len: usize) -> Result<Vector> {
+        Ok(Vector { buffer: gpu.buffer("vector outline", 16)?, len })
     }
 }
