@@ -2,6 +2,7 @@
 
 mod candidates;
 pub mod chat;
+mod clip_vocabulary;
 pub mod decoder;
 pub mod generation_config;
 mod gguf_pre;

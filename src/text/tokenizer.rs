@@ -415,25 +415,33 @@ impl<'t> Streamer<'t> {
     }
 }
 
-/// The pipeline of CLIP's `tokenizer.json`, filled from `vocab.json` and `merges.txt`
-/// (transformers' convert_slow_tokenizer.py, `CLIPConverter`).
+/// CLIP's pipeline over a folder's `vocab.json` and `merges.txt`.
 fn clip_json(folder: &Path) -> Result<Value> {
-    let file = folder.join("vocab.json");
-    let vocab = read_object(&file)?.unwrap_or_default();
+    let vocab = read_object(&folder.join("vocab.json"))?.unwrap_or_default();
+    let file = folder.join("merges.txt");
+    let merges = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+    let merges: Vec<&str> =
+        merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()).collect();
+    clip_pipeline(vocab, &merges, &folder.join("vocab.json"))
+}
+
+/// The pipeline of CLIP's `tokenizer.json`, filled from a vocabulary and its merges (transformers'
+/// convert_slow_tokenizer.py, `CLIPConverter`). `origin` is the vocabulary's name in messages.
+pub(super) fn clip_pipeline(
+    vocab: Map<String, Value>,
+    merges: &[&str],
+    origin: &Path,
+) -> Result<Value> {
     let id = |text: &str| {
         vocab.get(text).and_then(Value::as_u64).ok_or_else(|| {
             Error::Model(format!(
                 "{}: no {text}, so this is not CLIP's vocabulary; other tokenizers need their \
                  tokenizer.json",
-                file.display()
+                origin.display()
             ))
         })
     };
     let (bos, eos) = (id("<|startoftext|>")?, id("<|endoftext|>")?);
-    let file = folder.join("merges.txt");
-    let merges = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
-    let merges: Vec<&str> =
-        merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()).collect();
     let added = |id: u64, text: &str| {
         json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": true})
