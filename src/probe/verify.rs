@@ -232,8 +232,19 @@ pub fn verify_as(
     Ok(report)
 }
 
-const INPUTS: [&str; 7] =
-    ["sample", "timestep", "encoder_hidden_states", "z", "z_tiled", "image", "input_ids"];
+const INPUTS: [&str; 11] = [
+    "sample",
+    "timestep",
+    "timestep_cond",
+    "guidance_scale",
+    "text_embeds",
+    "time_ids",
+    "encoder_hidden_states",
+    "z",
+    "z_tiled",
+    "image",
+    "input_ids",
+];
 
 /// Scripts that also run a net in halves (`out_f16`) round its weights in place, and when they save
 /// them afterwards, `out` belongs to weights that no file holds any more. Seen by f32 weights every one
