@@ -8,8 +8,9 @@ use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use crate::nets::clip::{ClipText, ClipTextConfig};
 use crate::nets::language::{Language, LanguageConfig};
+use crate::nets::taesd::TaesdConfig;
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
-use crate::nets::vae::{VaeConfig, VaeDecoder};
+use crate::nets::vae::VaeConfig;
 use crate::nn::Loader;
 use crate::quant::Recipe;
 use crate::tensor::Tensor;
@@ -30,6 +31,7 @@ impl Family {
         match self {
             Family::Unet => UnetConfig::read(dir).map(drop),
             Family::Vae => VaeConfig::read(dir).map(drop),
+            Family::Taesd => TaesdConfig::read(dir).map(drop),
             Family::ClipText => ClipTextConfig::read(dir).map(drop),
             Family::Language => LanguageConfig::read(dir).map(drop),
         }
@@ -37,13 +39,13 @@ impl Family {
 }
 
 /// What all families need.
-struct Case<'a> {
-    dir: &'a Path,
+pub(super) struct Case<'a> {
+    pub dir: &'a Path,
     golden: &'a [(String, Tensor)],
-    kernels: Kernels,
-    act: Elem,
-    gpu: &'a Gpu,
-    loader: Loader<'a>,
+    pub kernels: Kernels,
+    pub act: Elem,
+    pub gpu: &'a Gpu,
+    pub loader: Loader<'a>,
 }
 
 /// Every output and tapped value of the net in `dir` for the inputs in `golden`. Outputs come from a
@@ -64,17 +66,18 @@ pub fn evaluate(
     match family {
         Family::Unet => case.unet(),
         Family::Vae => case.vae(),
+        Family::Taesd => case.taesd(),
         Family::ClipText => case.clip(),
         Family::Language => case.language(),
     }
 }
 
 impl Case<'_> {
-    fn find(&self, name: &str) -> Option<&Tensor> {
+    pub(super) fn find(&self, name: &str) -> Option<&Tensor> {
         self.golden.iter().find(|(n, _)| n == name).map(|(_, tensor)| tensor)
     }
     /// A golden tensor of `rank` axes.
-    fn input(&self, name: &str, rank: usize) -> Result<&Tensor> {
+    pub(super) fn input(&self, name: &str, rank: usize) -> Result<&Tensor> {
         let missing = || {
             Error::Model(format!("{}: no golden tensor `{name}` to start from", self.dir.display()))
         };
@@ -91,7 +94,7 @@ impl Case<'_> {
 
     /// Runs a graph for one output as it is used, and again for its taps. `set` writes the inputs. The
     /// output comes first.
-    fn run(
+    pub(super) fn run(
         &self,
         graph: &Graph,
         name: &str,
@@ -138,25 +141,6 @@ impl Case<'_> {
             plan.set("timestep", &timestep.to_f32())?;
             plan.set_u32("row", &rows)
         })
-    }
-
-    fn vae(&self) -> Result<Named> {
-        let config = VaeConfig::read(self.dir)?;
-        let decoder = VaeDecoder::load(&self.loader, &config)?;
-        let mut all = Named::new();
-        for (input, output) in [("z", "decoded"), ("z_tiled", "decoded_full")] {
-            if input != "z" && self.find(input).is_none() {
-                continue;
-            }
-            let (shape, z) = to_nhwc(self.input(input, 4)?);
-            let graph = Graph::new(self.act);
-            let picture = decoder.forward(graph.input("z", shape, self.act));
-            let values = self.run(&graph, output, picture, |plan| plan.set("z", &z))?;
-            // The taps of the golden file are those of the first run.
-            let first = all.is_empty();
-            all.extend(values.into_iter().filter(|(name, _)| first || name == output));
-        }
-        Ok(all)
     }
 
     fn clip(&self) -> Result<Named> {
@@ -224,13 +208,13 @@ fn pooled(hidden: &Tensor, tokens: &[u32], config: &ClipTextConfig) -> Tensor {
 }
 
 /// `[B, C, H, W]` → `[B, H, W, C]`
-fn to_nhwc(tensor: &Tensor) -> ([usize; 4], Vec<f32>) {
+pub(super) fn to_nhwc(tensor: &Tensor) -> ([usize; 4], Vec<f32>) {
     let (n, c, h, w) = (tensor.shape[0], tensor.shape[1], tensor.shape[2], tensor.shape[3]);
     ([n, h, w, c], swap(&tensor.to_f32(), n, c, h * w))
 }
 
 /// `[B, H, W, C]` → `[B, C, H, W]`; other ranks stay.
-fn to_torch(tensor: Tensor) -> Tensor {
+pub(super) fn to_torch(tensor: Tensor) -> Tensor {
     let [n, h, w, c] = tensor.shape[..] else { return tensor };
     Tensor::f32(&[n, c, h, w], swap(&tensor.to_f32(), n, h * w, c))
 }
