@@ -267,9 +267,22 @@ impl<'a> Loader<'a> {
         kernel: usize,
         conv: Conv,
     ) -> Result<Conv2d> {
+        self.conv_with(name, cin, cout, kernel, conv, Bias::Yes)
+    }
+
+    /// As [`Loader::conv`], with a bias or without.
+    pub fn conv_with(
+        &self,
+        name: &str,
+        cin: usize,
+        cout: usize,
+        kernel: usize,
+        conv: Conv,
+        bias: Bias,
+    ) -> Result<Conv2d> {
         let at = self.pp(name);
         let weight = at.weight("weight", &[cout, cin, kernel, kernel])?;
-        Ok(Conv2d { weight, bias: at.bias(cout, Bias::Yes)?, conv })
+        Ok(Conv2d { weight, bias: at.bias(cout, bias)?, conv })
     }
 
     /// `name.weight` `[rows, channels]`, one row per token.

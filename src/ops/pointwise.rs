@@ -40,6 +40,8 @@ pub enum Act {
     QuickGelu = 3,
     /// The tanh approximation of GELU.
     GeluTanh = 4,
+    /// max(x, 0)
+    Relu = 5,
 }
 
 impl Act {
@@ -55,6 +57,7 @@ impl Act {
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                 0.5 * x * (1.0 + u.tanh())
             }
+            Act::Relu => x.max(0.0),
         }
     }
 }
@@ -305,7 +308,7 @@ pub(crate) fn info() -> Vec<OpInfo> {
     for elem in ACTS {
         for reference in [false, true] {
             specs.extend([1, 2, 5, 6].map(|kind| spec(reference, kind, Act::None, elem)));
-            for act in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh] {
+            for act in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh, Act::Relu] {
                 specs.extend([0, 3, 4].map(|kind| spec(reference, kind, act, elem)));
             }
         }
