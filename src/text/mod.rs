@@ -11,3 +11,4 @@ pub mod sampler;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+mod tokenizer_clip;
