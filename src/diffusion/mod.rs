@@ -1,7 +1,10 @@
 //! Diffusion: schedules, samplers, random numbers, pictures and their text chunks.
 
+pub mod chunks;
+pub mod embedding;
 pub mod image;
 pub mod infotext;
+pub mod prompt;
 pub mod rng;
 pub mod sampler;
 pub mod schedule;

@@ -353,7 +353,10 @@ mod tests {
         let cross: Vec<_> = blocks.cross_attentions().collect();
         assert_eq!(cross.len(), 6);
         assert_eq!(cross[2].0, "mid_block.attentions.0.transformer_blocks.0.attn2");
-        assert_eq!(blocks.mid.unwrap().attentions, [Attend::Transformer { heads: 4, depth: 1 }]);
+        assert_eq!(
+            blocks.mid.as_ref().unwrap().attentions,
+            [Attend::Transformer { heads: 4, depth: 1 }]
+        );
         assert_eq!(blocks.resnets().count(), 12);
         assert_eq!(blocks.skips(), [32, 32, 32, 32, 64, 64]);
     }
