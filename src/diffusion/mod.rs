@@ -7,3 +7,4 @@ pub mod sampler;
 pub mod schedule;
 mod schedule_config;
 pub mod text_to_image;
+pub mod tiling;

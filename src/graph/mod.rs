@@ -18,7 +18,7 @@ use std::panic::Location;
 use std::rc::Rc;
 
 pub use lower::{Arg, Dispatch, Kernels, Lower, MAX_TRIPS, Operand};
-pub use plan::{Launch, Plan, PlanOptions};
+pub use plan::{Footprint, Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use storage::Arena;
 pub use weight::{Chunk, Vector, Weight, WeightInfo, weight_part};
