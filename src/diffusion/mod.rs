@@ -10,3 +10,4 @@ pub mod sampler;
 pub mod schedule;
 mod schedule_config;
 pub mod text_to_image;
+pub mod tiling;
