@@ -111,28 +111,6 @@ impl Plan {
         Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream })
     }
 
-    /// Bytes of activations that a plan of this graph would take, without making one. Weights may be
-    /// outlines.
-    ///
-    /// # Errors
-    /// As [`Plan::new`], except for what only a real plan can meet.
-    pub fn measure(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<u64> {
-        graph.finish()?;
-        let mut nodes = graph.nodes.borrow().clone();
-        let outputs = graph.outputs.borrow().clone();
-        let roots: Vec<usize> = outputs.iter().map(|(_, id)| *id).collect();
-        let live = live_nodes(&mut nodes, &roots, options);
-        let mut builder = Builder {
-            gpu,
-            options,
-            act: graph.act(),
-            leaves: HashMap::new(),
-            slots: Default::default(),
-        };
-        builder.lower(&nodes, &live, &roots)?;
-        Ok(builder.slots.sizes.iter().map(|bytes| bytes.max(&16).next_multiple_of(16)).sum())
-    }
-
     /// What [`Plan::new`] would take for this graph, found without taking it or compiling anything.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use device::gpu;
 use inknib::gpu::Elem;
-use inknib::graph::Kernels;
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::nn::Loader;
 use inknib::probe::verify::{Family, VerifyReport, golden, verify, verify_as};
 use inknib::probe::{evaluate, recipe};
