@@ -11,7 +11,7 @@ use super::schedule::{ScheduleConfig, SigmaSpacing};
 use crate::gpu::{Buffer, Elem, Gpu};
 use crate::graph::{Graph, Launch, Plan, PlanOptions, Shape, Var};
 use crate::nets::clip::{ClipText, ClipTextConfig};
-use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
+use crate::nets::unet::{TimeConditions, Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nets::vae::{VaeConfig, VaeDecoder};
 use crate::nn::{LoadReport, LoadedTensor, Loader};
 use crate::ops::assign::assign;
@@ -273,7 +273,8 @@ impl TextToImage {
         let (store, recipe) = part(&self.folder, "unet", &self.options.weights)?;
         let net = UnetTime::load(&Loader::new(&self.gpu, &store, &recipe), &self.config)?;
         let graph = Graph::new(self.options.act);
-        let vars = net.table(graph.input("timesteps", [table.len()], Elem::F32));
+        let timesteps = graph.input("timesteps", [table.len()], Elem::F32);
+        let vars = net.table(timesteps, &TimeConditions::default());
         for (i, var) in vars.iter().enumerate() {
             graph.output(&format!("t{i}"), *var);
         }

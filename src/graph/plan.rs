@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use half::f16;
 
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
+use super::stream::{Placer, Stream};
 use super::{Arena, Graph, Home, Node, fuse, storage};
 use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, interrupted};
 use crate::tensor::{Data, Tensor};
@@ -22,6 +23,9 @@ pub struct PlanOptions {
     pub poison: bool,
     /// Memory shared with other plans, which then must not run before this one's outputs were read.
     pub arena: Option<Arena>,
+    /// Bytes of GPU memory through which weights pass that stay on the host; at least what the largest
+    /// window of one needs.
+    pub stream_pool: u64,
 }
 
 /// A value of the plan that the host can name.
@@ -51,6 +55,7 @@ pub struct Plan {
     outputs: Vec<(String, Named)>,
     taps: Vec<(String, Named)>,
     activation_bytes: u64,
+    stream: Option<Stream>,
 }
 
 /// Work in one submission: about a tenth of a second on a GPU, so that no watchdog of a driver fires. A
@@ -84,7 +89,7 @@ impl Plan {
         };
         let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
         let slots = builder.allocate()?;
-        let (steps, launches) = builder.compile(&nodes, dispatches, &owners, &slots)?;
+        let (steps, launches, stream) = builder.compile(&nodes, dispatches, &owners, &slots)?;
         let named = |list: Vec<(String, usize)>| -> Vec<(String, Named)> {
             list.into_iter().map(|(name, id)| (name, builder.named(&nodes, id, &slots))).collect()
         };
@@ -95,7 +100,30 @@ impl Plan {
         let inputs = named(inputs.filter(|(_, id)| live[*id]).collect()).into_iter().collect();
         let (outputs, taps) = (named(outputs), named(taps));
         let activation_bytes = slots.iter().map(Buffer::bytes).sum();
-        Ok(Plan { gpu: gpu.clone(), steps, launches, inputs, outputs, taps, activation_bytes })
+        let gpu = gpu.clone();
+        Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream })
+    }
+
+    /// Bytes of activations that a plan of this graph would take, without making one. Weights may be
+    /// outlines.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], except for what only a real plan can meet.
+    pub fn measure(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<u64> {
+        graph.finish()?;
+        let mut nodes = graph.nodes.borrow().clone();
+        let outputs = graph.outputs.borrow().clone();
+        let roots: Vec<usize> = outputs.iter().map(|(_, id)| *id).collect();
+        let live = live_nodes(&mut nodes, &roots, options);
+        let mut builder = Builder {
+            gpu,
+            options,
+            act: graph.act(),
+            leaves: HashMap::new(),
+            slots: Default::default(),
+        };
+        builder.lower(&nodes, &live, &roots)?;
+        Ok(builder.slots.sizes.iter().map(|bytes| bytes.max(&16).next_multiple_of(16)).sum())
     }
 
     /// Writes an input: f32 values are stored as the input's element type.
@@ -143,12 +171,16 @@ impl Plan {
         };
         let mut commands = Vec::new();
         let mut flops = 0;
-        for (step, launch) in self.steps.iter().zip(&self.launches) {
-            if flops + launch.flops > most && !commands.is_empty() {
+        for (i, (step, launch)) in self.steps.iter().zip(&self.launches).enumerate() {
+            let loads = self.stream.as_ref().filter(|stream| stream.begins(i));
+            if (flops + launch.flops > most || loads.is_some()) && !commands.is_empty() {
                 self.gpu.submit(&commands)?;
                 interrupted()?;
                 commands.clear();
                 flops = 0;
+            }
+            if let Some(stream) = loads {
+                stream.load(&self.gpu, i)?;
             }
             commands.push(Command::Run(step));
             flops += launch.flops;
@@ -174,6 +206,10 @@ impl Plan {
     pub fn activation_bytes(&self) -> u64 {
         self.activation_bytes
     }
+    /// Bytes of the pool through which weights are streamed.
+    pub fn stream_bytes(&self) -> u64 {
+        self.stream.as_ref().map_or(0, Stream::bytes)
+    }
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }
@@ -185,8 +221,11 @@ impl Plan {
     pub fn weight_bytes(&self) -> u64 {
         self.launches.iter().map(|l| l.weight_bytes).sum()
     }
-    /// Milliseconds of each launch on the device, where it has timestamps.
+    /// Milliseconds of each launch on the device, where it has timestamps and no weight is streamed.
     pub fn profile(&self) -> Result<Option<Vec<(Launch, f64)>>> {
+        if self.stream.is_some() {
+            return Ok(None);
+        }
         let steps: Vec<&Step> = self.steps.iter().collect();
         let times = self.gpu.time(&steps)?;
         Ok(times.map(|t| self.launches.iter().cloned().zip(t.into_iter().map(|t| t.ms)).collect()))
@@ -365,7 +404,7 @@ impl Builder<'_> {
         dispatches: Vec<Dispatch>,
         owners: &[usize],
         slots: &[Buffer],
-    ) -> Result<(Vec<Step>, Vec<Launch>)> {
+    ) -> Result<(Vec<Step>, Vec<Launch>, Option<Stream>)> {
         let align = u64::from(self.gpu.caps().uniform_align).max(16);
         let mut offsets = Vec::new();
         let mut bytes = Vec::new();
@@ -378,6 +417,8 @@ impl Builder<'_> {
         if !bytes.is_empty() {
             self.gpu.write(&params, 0, &bytes)?;
         }
+        let windows = dispatches.iter().filter_map(|d| d.weight.as_ref());
+        let mut placer = Placer::new(self.gpu, self.options.stream_pool, windows)?;
         let (mut steps, mut launches) = (Vec::new(), Vec::new());
         for ((dispatch, offset), owner) in dispatches.iter().zip(offsets).zip(owners) {
             interrupted()?;
@@ -387,7 +428,12 @@ impl Builder<'_> {
             let mut own = vec![Some(Bind { buffer: params.clone(), offset, bytes: size })];
             own.extend(dispatch.args.iter().map(|arg: &Arg| arg.bind(slots)));
             let mut sets = vec![own];
-            sets.extend(dispatch.weight.as_ref().map(|chunk| chunk.binds()));
+            if let Some(window) = &dispatch.weight {
+                sets.push(match placer.as_mut().filter(|_| window.held().next().is_some()) {
+                    Some(placer) => placer.place(steps.len(), window)?,
+                    None => window.binds_with(|_| Err(unplaced()))?,
+                });
+            }
             let step = self.gpu.bind(&kernel, &sets, dispatch.groups).map_err(|e| {
                 Error::Runtime(format!("{}:{}: {e}", node.at.file(), node.at.line()))
             })?;
@@ -396,6 +442,11 @@ impl Builder<'_> {
             let (flops, weight_bytes) = (dispatch.flops, dispatch.weight_bytes);
             launches.push(Launch { op, kernel: dispatch.spec.describe(), flops, weight_bytes });
         }
-        Ok((steps, launches))
+        Ok((steps, launches, placer.map(Placer::finish)))
     }
+}
+
+/// A weight on the host that the placer never saw: a mistake in this file.
+fn unplaced() -> Error {
+    Error::Runtime("a weight on the host has no place in the pool".into())
 }

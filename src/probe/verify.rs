@@ -39,7 +39,7 @@ impl Compared {
 pub struct VerifyReport {
     /// The folder's name.
     pub case: String,
-    /// `unet`, `vae`, `clip_text` or a language model's family; another where it is not supported.
+    /// `unet`, `vae`, `taesd`, `clip_text` or a language model's family; another where it is not supported.
     pub family: String,
     pub weights: String,
     /// Largest `rel_l2` that passes, where no `max_abs_limit` decides.
@@ -61,6 +61,7 @@ pub struct VerifyReport {
 pub enum Family {
     Unet,
     Vae,
+    Taesd,
     ClipText,
     /// Any of [`FAMILIES`].
     Language,
@@ -72,6 +73,7 @@ impl Family {
         match self {
             Family::Unet => "unet",
             Family::Vae => "vae",
+            Family::Taesd => "taesd",
             Family::ClipText => "clip_text",
             Family::Language => "language model",
         }
@@ -80,7 +82,7 @@ impl Family {
     pub fn recipe(self) -> &'static str {
         match self {
             Family::Unet => "unet",
-            Family::Vae => "vae",
+            Family::Vae | Family::Taesd => "vae",
             Family::ClipText => "text_encoder",
             Family::Language => "llm",
         }
@@ -94,6 +96,7 @@ impl Family {
             return match name {
                 "UNet2DConditionModel" => Ok(Family::Unet),
                 "AutoencoderKL" => Ok(Family::Vae),
+                "AutoencoderTiny" => Ok(Family::Taesd),
                 "clip_text_model" => Ok(Family::ClipText),
                 name if FAMILIES.contains(&name) => Ok(Family::Language),
                 other => Err(other.to_string()),
@@ -103,7 +106,7 @@ impl Family {
         let by_field = [
             ("controlnet_conditioning_channel_order", Err("ControlNetModel")),
             ("cross_attention_dim", Ok(Family::Unet)),
-            ("encoder_block_out_channels", Err("AutoencoderTiny")),
+            ("encoder_block_out_channels", Ok(Family::Taesd)),
             ("latent_channels", Ok(Family::Vae)),
             ("down_block_types", Err("UNet2DModel")),
             ("projection_dim", Ok(Family::ClipText)),
@@ -187,8 +190,8 @@ pub fn verify_as(
         Ok(family) => family,
         Err(other) => {
             report.unsupported = Some(format!(
-                "{other} is not supported; supported are UNet2DConditionModel, AutoencoderKL \
-                 (decoder), CLIPTextModel and the language models {}",
+                "{other} is not supported; supported are UNet2DConditionModel, AutoencoderKL, \
+                 AutoencoderTiny, CLIPTextModel and the language models {}",
                 FAMILIES.join(", ")
             ));
             report.family = other;
@@ -232,8 +235,19 @@ pub fn verify_as(
     Ok(report)
 }
 
-const INPUTS: [&str; 7] =
-    ["sample", "timestep", "encoder_hidden_states", "z", "z_tiled", "image", "input_ids"];
+const INPUTS: [&str; 11] = [
+    "sample",
+    "timestep",
+    "timestep_cond",
+    "guidance_scale",
+    "text_embeds",
+    "time_ids",
+    "encoder_hidden_states",
+    "z",
+    "z_tiled",
+    "image",
+    "input_ids",
+];
 
 /// Scripts that also run a net in halves (`out_f16`) round its weights in place, and when they save
 /// them afterwards, `out` belongs to weights that no file holds any more. Seen by f32 weights every one

@@ -1,23 +1,23 @@
 //! Nets against golden tensors of diffusers and transformers (tests/golden/README.md), fast kernels
 //! against reference kernels on packed weights. Language models are in language.rs.
 
+mod autoencoders;
 #[path = "../common/device.rs"]
 mod device;
+mod diffusion;
 mod language;
 
 use std::path::{Path, PathBuf};
 
 use device::gpu;
 use inknib::gpu::Elem;
-use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
-use inknib::nets::unet::{Unet, UnetConfig};
-use inknib::nets::vae::{VaeConfig, VaeDecoder};
+use inknib::graph::Kernels;
 use inknib::nn::Loader;
 use inknib::probe::verify::{Family, VerifyReport, golden, verify, verify_as};
 use inknib::probe::{evaluate, recipe};
 use inknib::quant::{QuantSpec, Recipe};
 use inknib::tensor::Tensor;
-use inknib::weights::{WeightStore, read_tensors};
+use inknib::weights::WeightStore;
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
@@ -55,34 +55,13 @@ fn check(case: &str, outputs: usize, not_compared: &[&str]) {
 }
 
 #[test]
-fn clip_with_quick_gelu() {
-    check("clip_l", 3, &[]);
+fn vae() {
+    check("vae_kl", 11, &[]);
 }
 
 #[test]
-fn clip_with_published_names() {
-    check("clip_l_prefix", 3, &[]);
-}
-
-#[test]
-fn clip_with_gelu() {
-    check("clip_h", 3, &[]);
-}
-
-#[test]
-fn unet_of_sd15() {
-    check("unet_sd15", 15, &[]);
-}
-
-#[test]
-fn unet_of_sd21() {
-    check("unet_sd21", 15, &[]);
-}
-
-#[test]
-fn vae_decoder() {
-    let encoder = ["logvar", "mean", "tap.encoder.down_blocks.0", "tap.encoder.mid_block"];
-    check("vae_kl", 7, &encoder);
+fn taesd() {
+    check("taesd", 6, &[]);
 }
 
 /// f16 activations round every stored value by 2⁻¹¹ (3e-4 in the mean); some tens of stores on the
@@ -93,7 +72,7 @@ fn f16_activations_stay_near() {
         println!("skipped: this device stores no f16");
         return;
     };
-    for case in ["clip_l", "unet_sd15", "vae_kl", "llama"] {
+    for case in ["clip_l", "unet_sd15", "unet_sdxl", "unet_lcm", "vae_kl", "taesd", "llama"] {
         let report = verify_as(folder(case), "fp16", Kernels::Fast, Elem::F16, gpu).unwrap();
         let worst = report.outputs.iter().map(|c| c.rel_l2).fold(0.0, f64::max);
         println!("{case} f16 activations: worst {worst:.2e}");
@@ -119,7 +98,9 @@ fn int4_fast_is_int4_reference() {
         ("clip_l", Family::ClipText),
         ("unet_sd15", Family::Unet),
         ("unet_sd21", Family::Unet),
+        ("unet_sdxl", Family::Unet),
         ("vae_kl", Family::Vae),
+        ("taesd", Family::Taesd),
         ("llama", Family::Language),
     ];
     for (case, family) in cases {
@@ -150,59 +131,9 @@ fn int4_fast_is_int4_reference() {
 #[test]
 fn int4_is_sane() {
     let Some(gpu) = gpu() else { return };
-    for case in ["clip_l", "unet_sd15", "vae_kl", "llama"] {
+    for case in ["clip_l", "unet_sd15", "unet_sdxl", "vae_kl", "llama"] {
         let report = verify(folder(case), "int4", Kernels::Fast, gpu).unwrap();
         assert!(report.passed, "{report:#?}");
-    }
-}
-
-/// Names and shapes that diffusers wrote before version 0.12.
-#[test]
-fn vae_attention_under_its_old_names() {
-    let Some(gpu) = gpu() else { return };
-    let dir = folder("vae_kl");
-    let renames =
-        [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
-    let mut tensors = read_tensors(&dir).unwrap();
-    for (name, tensor) in &mut tensors {
-        for (new, old) in renames {
-            if name.contains("mid_block.attentions") && name.contains(new) {
-                *name = name.replace(new, old);
-                if tensor.shape.len() == 2 {
-                    tensor.shape.extend([1, 1]);
-                }
-            }
-        }
-    }
-    let (config, recipe) = (VaeConfig::read(&dir).unwrap(), Recipe::uniform(QuantSpec::F32));
-    let old = WeightStore::from_tensors(&tensors).unwrap();
-    assert!(old.contains("decoder.mid_block.attentions.0.proj_attn.weight"));
-    let pictures = [old, WeightStore::open(&dir).unwrap()].map(|store| {
-        let decoder = VaeDecoder::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
-        let graph = Graph::new(Elem::F32);
-        let z = graph.literal([1, 2, 2, 4], (0..16).map(|i| (i as f32).sin()).collect());
-        graph.output("picture", decoder.forward(z));
-        let plan = Plan::new(gpu, &graph, &PlanOptions::default()).unwrap();
-        plan.run().unwrap();
-        plan.read("picture").unwrap()
-    });
-    assert_eq!(pictures[0], pictures[1]);
-}
-
-#[test]
-fn odd_sizes_and_wrong_tables_are_errors_with_the_models_line() {
-    let Some(gpu) = gpu() else { return };
-    let dir = folder("unet_sd15");
-    let (config, store) = (UnetConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
-    let recipe = Recipe::uniform(QuantSpec::F32);
-    let unet = Unet::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
-    for (height, expected) in [(6, "multiples of 4, for instance 8x8"), (8, "0 time tables")] {
-        let graph = Graph::new(Elem::F32);
-        let x = graph.input("x", [1, height, 8, 4], Elem::F32);
-        let row = graph.input("row", [1], Elem::U32);
-        graph.output("eps", unet.forward(x, &[], row, &[]));
-        let error = graph.finish().unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("tests/nets/main.rs"), "{error}");
     }
 }
 
@@ -219,9 +150,8 @@ fn what_is_not_supported_is_said_and_never_passes() {
     let mamba = report("{\"model_type\": \"mamba\"}");
     assert!(mamba.contains("mamba is not supported") && mamba.contains("gemma3"), "{mamba}");
     let text = std::fs::read_to_string(folder("unet_sd15").join("config.json")).unwrap();
-    let xl =
-        text.replace("\"addition_embed_type\": null", "\"addition_embed_type\": \"text_time\"");
-    assert!(report(&xl).contains("`addition_embed_type` is \"text_time\""));
+    let other = text.replace("\"addition_embed_type\": null", "\"addition_embed_type\": \"text\"");
+    assert!(report(&other).contains("`addition_embed_type` is \"text\""));
 }
 
 /// More cases of the same form, in the folders under `INKNIB_GOLDEN`. Families that are not supported
