@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::image_expect::{complaint, expected};
+use super::image_file::ImageFile;
 use super::image_kind::{ImageFamily, Kind};
+use super::image_names::{Counts, names};
+use super::image_shapes::{config, family_of};
 use super::{WeightStore, read_json};
 use crate::{Error, Result};
 
@@ -66,6 +71,8 @@ impl fmt::Display for Part {
 enum Origin {
     /// A folder with `config.json` and weights.
     Folder(PathBuf),
+    /// A single file.
+    File(Arc<ImageFile>),
 }
 
 /// Where the ids of a prompt come from.
@@ -107,20 +114,27 @@ pub const PIPELINES: [&str; 14] = [
 ];
 
 impl ImageModel {
-    /// Opens a diffusers folder: `model_index.json`, nets in subfolders.
+    /// Opens a diffusers folder (`model_index.json`, nets in subfolders), or a single file: ldm's and
+    /// sgm's checkpoints in safetensors, a UNet alone under their or diffusers' names, stable-diffusion.cpp's
+    /// and ComfyUI's GGUF.
     ///
     /// # Errors
-    /// `Model` for a path that holds no such model, a pipeline that there are no nets for, and a
-    /// folder that lacks a part.
+    /// `Model` for a path that holds no such model, a pipeline that there are no nets for, a folder
+    /// that lacks a part, and a file without a UNet.
     pub fn open(path: impl AsRef<Path>) -> Result<ImageModel> {
         let path = path.as_ref();
-        match path.is_dir() {
-            true => ImageModel::open_folder(path),
-            false => Err(Error::Model(format!(
-                "{}: no text-to-image model; give a folder with model_index.json",
-                path.display()
-            ))),
+        if path.is_dir() {
+            return ImageModel::open_folder(path);
         }
+        let file = Arc::new(ImageFile::open(path)?);
+        let parts = file.parts().map(|part| (part, Origin::File(file.clone()))).collect();
+        let kind = Kind::default();
+        let mut model = ImageModel { path: path.to_path_buf(), parts, folder: None, kind };
+        if !model.has(Part::Unet) {
+            return Err(model.lacks(Part::Unet));
+        }
+        model.kind = model.find_kind()?;
+        Ok(model)
     }
 
     fn open_folder(path: &Path) -> Result<ImageModel> {
@@ -169,17 +183,29 @@ impl ImageModel {
     }
 
     /// The same model with `part` taken from another place: a folder with the net's `config.json` and
-    /// weights, or a whole model that has the part.
+    /// weights, a file that holds the part (alone or not), or a whole diffusers folder.
     ///
     /// # Errors
     /// `Model` where nothing of that kind lies at `path`.
     pub fn with_part(mut self, part: Part, path: impl AsRef<Path>) -> Result<ImageModel> {
         let path = path.as_ref();
-        let origin = match path.is_dir() && !path.join("model_index.json").is_file() {
-            true if path.join("config.json").is_file() => Origin::Folder(path.to_path_buf()),
-            _ => {
-                let other = ImageModel::open(path)?;
+        let origin = match (path.is_dir(), path.join("model_index.json").is_file()) {
+            (true, false) => Origin::Folder(path.to_path_buf()),
+            (true, true) => {
+                let other = ImageModel::open_folder(path)?;
                 other.parts.get(&part).cloned().ok_or_else(|| other.lacks(part))?
+            }
+            (false, _) => {
+                let file = ImageFile::open(path)?;
+                if !file.has(part) {
+                    let there: Vec<&str> = file.parts().map(Part::name).collect();
+                    return Err(Error::Model(format!(
+                        "{}: there is no {part} in it, only {}",
+                        path.display(),
+                        there.join(", ")
+                    )));
+                }
+                Origin::File(Arc::new(file))
             }
         };
         self.parts.insert(part, origin);
@@ -221,9 +247,53 @@ impl ImageModel {
     /// # Errors
     /// `Model` for a part that is not there, and for weights that cannot be read.
     pub fn store(&self, part: Part) -> Result<WeightStore> {
-        match self.origin(part)? {
-            Origin::Folder(folder) => WeightStore::open(folder),
-        }
+        let store = match self.origin(part)? {
+            Origin::Folder(folder) => WeightStore::open(folder)?,
+            Origin::File(file) => file.store(part)?,
+        };
+        self.check(part, &store)?;
+        Ok(store)
+    }
+
+    /// Holds the names of a part's tensors against its configuration.
+    fn check(&self, part: Part, store: &WeightStore) -> Result<()> {
+        let (config, source) = self.config(part)?;
+        let Some(expected) = expected(part, &config) else { return Ok(()) };
+        let map = names()?;
+        let table = match part {
+            Part::Unet => "diffusers_unet",
+            Part::Vae => "diffusers_vae",
+            _ if store.contains("embeddings.token_embedding.weight") => "clip_bare",
+            _ => "clip",
+        };
+        // Counts matter for ldm's numbering alone.
+        let counts = Counts { per_level: 1, levels: 0 };
+        let usual = |name: &str| match map.rename(table, name, counts) {
+            Some(targets) => targets.into_iter().map(|(to, _)| to).collect(),
+            None if map.is_junk(name) => vec![],
+            None => vec![name.to_string()],
+        };
+        let there: Vec<String> = store.names().flat_map(usual).collect();
+        complaint(&expected, &there).map_or(Ok(()), |why| {
+            let path = store.path().display();
+            let source = source.display();
+            Err(Error::Model(format!("{path}: the {part} {why} (configuration: {source})")))
+        })
+    }
+
+    /// Names of tensors in single files that no part has, beside what is known to be of no use.
+    pub fn spare(&self) -> Vec<String> {
+        let mut spare: Vec<String> = self.files().flat_map(|file| file.spare().to_vec()).collect();
+        spare.sort();
+        spare.dedup();
+        spare
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Arc<ImageFile>> {
+        self.parts.values().filter_map(|origin| match origin {
+            Origin::File(file) => Some(file),
+            Origin::Folder(_) => None,
+        })
     }
 
     /// `config.json` of a part, or what it would be, and where it comes from (for messages).
@@ -231,6 +301,25 @@ impl ImageModel {
         match self.origin(part)? {
             Origin::Folder(folder) => {
                 Ok((read_json(folder, "config.json")?, folder.join("config.json")))
+            }
+            Origin::File(file) => {
+                let second = match self.parts.get(&Part::TextEncoder2) {
+                    Some(Origin::File(file)) => Some(file.shapes(Part::TextEncoder2)),
+                    _ => None,
+                };
+                let projection = second.as_ref().and_then(|s| s.get("text_projection.weight"));
+                let pooled = projection.and_then(|shape| shape.first()).copied();
+                let value = config(self.kind.family, part, &file.shapes(part), pooled);
+                let mut value = value.map_err(|why| {
+                    Error::Model(format!(
+                        "{}: the {part} is not one of Stable Diffusion's: {why}",
+                        file.path().display()
+                    ))
+                })?;
+                if part == Part::Unet {
+                    value["sample_size"] = self.kind.sample_size().into();
+                }
+                Ok((value, file.path().to_path_buf()))
             }
         }
     }
@@ -244,7 +333,7 @@ impl ImageModel {
                 let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
                 Ok((text, file))
             }
-            None => Err(Error::Model(format!("{}: there is no scheduler", self.path.display()))),
+            None => Ok((self.kind.schedule().to_string(), self.path.clone())),
         }
     }
 
@@ -266,15 +355,29 @@ impl ImageModel {
     }
 
     fn find_kind(&self) -> Result<Kind> {
-        let unet = self.config(Part::Unet)?.0;
-        let scheduler = self.scheduler().ok().map(|(text, _)| text);
-        Ok(Kind::of(&unet, scheduler.as_deref(), self.has(Part::TextEncoder)))
+        let encoders = [self.has(Part::TextEncoder), self.has(Part::TextEncoder2)];
+        match self.origin(Part::Unet)? {
+            Origin::Folder(_) => {
+                let unet = self.config(Part::Unet)?.0;
+                let scheduler = self.scheduler().ok().map(|(text, _)| text);
+                Ok(Kind::of(&unet, scheduler.as_deref(), encoders))
+            }
+            Origin::File(file) => {
+                let shapes = file.shapes(Part::Unet);
+                Kind::of_file(file, family_of(&shapes, encoders), &shapes)
+            }
+        }
     }
 
     /// One line about the model: family, parts, layout.
     pub fn describe(&self) -> String {
         let parts: Vec<&str> = self.parts.keys().map(|p| p.name()).collect();
-        let layout = if self.folder.is_some() { "diffusers folder" } else { "single file" };
+        let gguf = self.files().any(|file| file.gguf().is_some());
+        let layout = match (&self.folder, gguf) {
+            (Some(_), _) => "diffusers folder",
+            (None, true) => "GGUF",
+            (None, false) => "single file",
+        };
         format!("{} ({layout}: {})", self.kind, parts.join(", "))
     }
 }

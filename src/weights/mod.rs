@@ -18,8 +18,15 @@ mod gguf_names;
 mod gguf_repack;
 mod gguf_store;
 mod gptq;
+mod image_expect;
+mod image_file;
 mod image_kind;
 mod image_model;
+mod image_names;
+mod image_shapes;
+mod image_store;
+#[cfg(test)]
+mod image_tests;
 mod locate;
 mod packed;
 mod quantize;
