@@ -7,10 +7,12 @@ use serde::Deserialize;
 
 use super::config::{self, wrong};
 use crate::Result;
+use crate::gpu::Gpu;
 use crate::graph::Var;
 use crate::nn::{Bias, Embedding, LayerNorm, Linear, Loader, Positions};
 use crate::ops::attention::{Attention, Mask, attention};
 use crate::ops::pointwise::{Act, activate};
+use crate::tensor::Tensor;
 
 /// `config.json` of a CLIP text encoder. Absent fields have transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -177,6 +179,11 @@ impl ClipText {
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: model.layer_norm("final_layer_norm", width, config.layer_norm_eps)?,
         })
+    }
+
+    /// Puts vectors `[n, C]` of textual inversion behind the token table: ids from `vocab_size` on.
+    pub fn set_added_tokens(&mut self, gpu: &Gpu, rows: Option<&Tensor>) -> Result<()> {
+        self.token_embedding.set_added(gpu, rows)
     }
 
     /// Token ids u32 `[B, S]` → the last hidden state `[B, S, C]`, after the final norm. Tap

@@ -4,6 +4,7 @@
 #[path = "../common/device.rs"]
 mod device;
 mod language;
+mod textual_inversion;
 
 use std::path::{Path, PathBuf};
 
