@@ -6,6 +6,7 @@ mod autoencoders;
 mod device;
 mod diffusion;
 mod language;
+mod textual_inversion;
 mod tiling;
 
 use std::path::{Path, PathBuf};
