@@ -3,6 +3,7 @@
 
 pub mod clip;
 mod config;
+pub mod controlnet;
 mod gpt2;
 pub mod language;
 mod llama;
@@ -13,6 +14,7 @@ mod resnet;
 mod rotary;
 mod transformer;
 pub mod unet;
+pub mod unet2d;
 mod unet_block;
 mod unet_config;
 mod unet_hoisted;

@@ -7,8 +7,10 @@ use super::verify::Family;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use crate::nets::clip::ClipTextConfig;
+use crate::nets::controlnet::ControlNetConfig;
 use crate::nets::language::{Language, LanguageConfig};
 use crate::nets::unet::UnetConfig;
+use crate::nets::unet2d::Unet2dConfig;
 use crate::nets::vae::{VaeConfig, VaeDecoder};
 use crate::nn::Loader;
 use crate::quant::Recipe;
@@ -29,6 +31,8 @@ impl Family {
     pub(super) fn check(self, dir: &Path) -> Result<()> {
         match self {
             Family::Unet => UnetConfig::read(dir).map(drop),
+            Family::Unet2d => Unet2dConfig::read(dir).map(drop),
+            Family::ControlNet => ControlNetConfig::read(dir).map(drop),
             Family::Vae => VaeConfig::read(dir).map(drop),
             Family::ClipText => ClipTextConfig::read(dir).map(drop),
             Family::Language => LanguageConfig::read(dir).map(drop),
@@ -63,6 +67,8 @@ pub fn evaluate(
     let case = Case { dir, golden, kernels, act, gpu, loader: Loader::new(gpu, &store, recipe) };
     match family {
         Family::Unet => case.unet(),
+        Family::Unet2d => case.unet2d(),
+        Family::ControlNet => case.controlnet(),
         Family::Vae => case.vae(),
         Family::ClipText => case.clip(),
         Family::Language => case.language(),
