@@ -50,18 +50,11 @@ impl Packed {
             )));
         }
         let rows = Rows { numbers, layout, order };
-        let format = match *spec {
-            QuantSpec::F32 => Format::F32,
-            QuantSpec::F16 => Format::F16,
-            QuantSpec::Q8 { group } => Format::Q8 { group },
-            QuantSpec::Q4 { group, levels: Levels::Uniform, .. } => {
-                Format::Q4 { group, cubic: 0.0, offset: Offset::None }
-            }
-            QuantSpec::Q4 { group, levels: Levels::Cubic, search } => {
-                let cubic = choose_cubic(&rows, group, search, importance);
-                Format::Q4 { group, cubic, offset: Offset::None }
-            }
-        };
+        let mut format = Format::of(spec);
+        if let QuantSpec::Q4 { group, levels: Levels::Cubic, search } = *spec {
+            let cubic = choose_cubic(&rows, group, search, importance);
+            format = Format::Q4 { group, cubic, offset: Offset::None };
+        }
         let search = match spec {
             QuantSpec::Q4 { search, .. } => *search,
             _ => Search::Absmax,

@@ -6,8 +6,8 @@ use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Layout;
 use super::grid::Grid;
+use super::{Layout, QuantSpec};
 
 /// The number format of a [`Packed`] weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
