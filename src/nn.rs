@@ -187,9 +187,15 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Counts a tensor of an outline as if it were on the GPU.
-    fn record(&self, path: String, format: Format, elements: usize, bytes: u64) {
-        let residence = Residence::Gpu;
+    /// Counts a tensor of an outline; vectors as if they were on the GPU.
+    fn record(
+        &self,
+        path: String,
+        format: Format,
+        elements: usize,
+        bytes: u64,
+        residence: Residence,
+    ) {
         let tensor = LoadedTensor { path, format, elements, bytes, sqnr_db: None, residence };
         self.shared.loaded.borrow_mut().push(tensor);
     }
@@ -202,7 +208,7 @@ impl<'a> Loader<'a> {
             let (layout, format) = shared.store.outline(&path, shape, &spec)?;
             let weight = Weight::outline(shared.gpu, layout, format)?;
             let (elements, bytes) = (weight.elements(), weight.bytes());
-            self.record(path, format, elements, bytes);
+            self.record(path, format, elements, bytes, Residence::Outline);
             return Ok(weight);
         }
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
@@ -228,7 +234,7 @@ impl<'a> Loader<'a> {
         let path = self.name(name);
         if self.shared.outline.get() {
             self.shared.store.shape(&path)?;
-            self.record(path, Format::F32, len, len as u64 * 4);
+            self.record(path, Format::F32, len, len as u64 * 4, Residence::Gpu);
             return Vector::outline(self.shared.gpu, len);
         }
         let values = self.shared.store.vector(&path, len)?;

@@ -211,6 +211,7 @@ impl PictureArgs {
             seed: self.seed.unwrap_or(SEED),
             sampler,
             spacing,
+            ..Request::default()
         })
     }
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::common::{ActivationChoice, Family, GpuArgs, KernelChoice, ModelArgs, Ui};
+use super::generate::Painter;
+use super::generate_inputs::Inputs;
+use super::generate_report::{Made, chunks};
 use super::{chat, generate};
-use crate::Result;
-use crate::diffusion::image::PARAMETERS_CHUNK;
-use crate::diffusion::infotext::Infotext;
-use crate::diffusion::text_to_image::Request;
 use crate::text::generation_config::Overrides;
+use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,23 +48,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = scenes.folder(None)?.expect(Family::TextToImage)?;
     let gpu = args.gpu.open()?;
     ui.line(&format!("Painting \"{PROMPT}\" ..."))?;
-    let request = Request {
-        prompt: PROMPT.into(),
-        negative: String::new(),
-        width: None,
-        height: None,
-        steps: 25,
-        guidance: 4.0,
-        seed: 7,
-        sampler: None,
-        spacing: None,
-    };
-    let painted = generate::paint(&gpu, &folder.path, &scenes, &request, false, ui)?;
-    let text = Infotext::new(PROMPT, "").with("Steps", 25).with("CFG scale", 4).with("Seed", 7);
-    painted
-        .picture
-        .image
-        .write_png(&args.output, &[(PARAMETERS_CHUNK.to_string(), text.to_string())])?;
+    let inputs = Inputs::demo(&scenes, &folder.path, PROMPT)?;
+    let painted = Painter::new(&gpu, &inputs, ui)?.paint(&inputs.request, (0, 1), ui)?;
+    let image = painted.picture.images.first();
+    let image = image.ok_or_else(|| Error::Runtime("no picture was painted".into()))?;
+    let made = Made { inputs: &inputs, request: &inputs.request, painted: &painted, place: 0 };
+    image.write_png(&args.output, &chunks(&gpu, &made)?)?;
     generate::show(&args.output, ui);
     ui.line(&generate::summary(&args.output, &gpu, &painted))?;
 

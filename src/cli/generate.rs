@@ -1,276 +1,380 @@
-//! `inknib generate`: a picture from a prompt.
+//! `inknib generate`: pictures from a prompt, from pictures, inside a mask.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::{Value, json};
-
 use super::common::{Family, GpuArgs, ModelArgs, Ui};
-use super::json;
-use crate::diffusion::image::{INKNIB_CHUNK, PARAMETERS_CHUNK};
-use crate::diffusion::infotext::Infotext;
-use crate::diffusion::sampler::Sampler;
-use crate::diffusion::schedule::SigmaSpacing;
+use super::generate_inputs::{Inputs, numbered};
+use super::generate_report::{Made, answer, chunks, profile};
+pub use super::generate_report::{show, summary};
+use crate::diffusion::autoencoder::Autoencoder;
+use crate::diffusion::image::Image;
+use crate::diffusion::measure;
+use crate::diffusion::memory::MemoryPlan;
+use crate::diffusion::preview::{PreviewKind, Previewer};
+use crate::diffusion::prompt::PromptSyntax;
+use crate::diffusion::rng::RngKind;
+use crate::diffusion::schedule::{PredictionType, SigmaSpacing};
 use crate::diffusion::text_to_image::{LoadOptions, Picture, Request, TextToImage};
 use crate::gpu::Gpu;
 use crate::graph::{Launch, PlanOptions};
+use crate::nn::Loader;
+use crate::quant::Recipe;
+use crate::weights::{ImageModel, Part, WeightStore};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
   inknib generate -m models/demo-scenes -p \"a red boat on a calm sea at sunset\" -s 7 -o boat.png
-  inknib generate -m stable-diffusion-v1-5 -p \"a lighthouse\" --steps 20 --sampling-method dpm++2m --scheduler karras
-  inknib generate -p \"a green tree\" --weights fp16 --kernels reference --json";
+  inknib generate -m sd15.safetensors -p \"(a lighthouse:1.2), storm\" --steps 20 --sampling-method dpm++2m --scheduler karras
+  inknib generate -m sd15 -p \"the same at night\" -i boat.png --strength 0.6
+  inknib generate -m sd15 -p \"a cat\" -i room.png --mask chair.png -b 4
+  inknib generate -m sdxl -p \"a fox\" --lora ink.safetensors:0.8 --preview proj --vram-budget 6G
+  inknib generate --from boat.png                  the same picture once more, bit for bit";
 
-/// Flags of `inknib generate`.
+/// Flags of `inknib generate`. What is not given comes from `--from`, else from the defaults.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to paint
+    /// What to paint; (word:1.3) weighs more, BREAK begins a new window of tokens
     #[arg(short, long)]
-    pub prompt: String,
+    pub prompt: Option<String>,
     /// What not to paint
-    #[arg(short, long, default_value = "")]
-    pub negative_prompt: String,
+    #[arg(short, long)]
+    pub negative_prompt: Option<String>,
     /// Width in pixels [default: the model's own]
     #[arg(short = 'W', long)]
     pub width: Option<usize>,
     /// Height in pixels [default: the model's own]
     #[arg(short = 'H', long)]
     pub height: Option<usize>,
-    /// Steps of the sampler
-    #[arg(long, visible_alias = "num-inference-steps", default_value_t = 25)]
-    pub steps: usize,
-    /// Guidance: how strongly the prompt pulls; 1 turns it off and halves the work
-    #[arg(long, visible_alias = "guidance-scale", default_value_t = 4.0)]
-    pub cfg_scale: f64,
-    /// Seed of the noise: the same seed gives the same picture
-    #[arg(short, long, default_value_t = 42)]
-    pub seed: u64,
-    /// ddim, ddpm, euler, euler_a, dpm++2m, dpm++2m_sde or lcm [default: the model's own]
+    /// Steps of the sampler [default: 25]
+    #[arg(long, visible_alias = "num-inference-steps")]
+    pub steps: Option<usize>,
+    /// Guidance: how strongly the prompt pulls; 1 turns it off and halves the work [default: 4]
+    #[arg(long, visible_alias = "guidance-scale")]
+    pub cfg_scale: Option<f64>,
+    /// Bring a guided answer back to the spread of the one with the prompt, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub guidance_rescale: Option<f64>,
+    /// Seed of the noise: the same seed gives the same picture [default: 42]
+    #[arg(short, long)]
+    pub seed: Option<u64>,
+    /// Whose random numbers a seed means: torch's on a cpu, or on cuda [default: cpu]
+    #[arg(long, value_name = "KIND")]
+    pub rng: Option<RngKind>,
+    /// ddim, ddpm, euler, euler_a, heun, dpm2, dpm2_a, dpm++2s, dpm++2m, dpm++2m_sde, dpm++_sde, plms, lms,
+    /// unipc, deis, lcm or tcd [default: the model's own]
     #[arg(long, visible_alias = "sampler", value_name = "NAME")]
     pub sampling_method: Option<String>,
-    /// Spacing of the noise levels: discrete, karras or exponential [default: the model's own]
+    /// Spacing of the noise levels: discrete, karras, exponential, trailing, leading, … [default: the
+    /// model's own]
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<SigmaSpacing>,
-    /// The PNG to write
+    /// What the UNet predicts, where its files do not say: epsilon, v_prediction or sample
+    #[arg(long, value_name = "KIND", value_parser = parse_prediction)]
+    pub prediction: Option<PredictionType>,
+    /// Layers of the text encoder counted from the end: 2 leaves the last one out [default: 1]
+    #[arg(long, value_name = "N")]
+    pub clip_skip: Option<usize>,
+    /// How prompts are read: a1111 (weights, BREAK) or plain [default: a1111]
+    #[arg(long, value_name = "KIND")]
+    pub prompt_syntax: Option<PromptSyntax>,
+    /// The PNG to write; further pictures of a run get a number behind the name
     #[arg(short, long, default_value = "picture.png")]
     pub output: PathBuf,
-    /// Print the time of each kind of kernel in one step, where the GPU has timestamps
-    #[arg(long)]
-    pub profile: bool,
+    /// Pictures one after the other, each with the next seed [default: 1]
+    #[arg(short, long, default_value_t = 1)]
+    pub batch_count: usize,
+    /// Pictures at once, from one stream of noise [default: 1]
+    #[arg(long, default_value_t = 1)]
+    pub batch_size: usize,
+    /// Repeat the run that made this picture; other flags change what they name
+    #[arg(long, value_name = "PNG")]
+    pub from: Option<PathBuf>,
+    #[command(flatten)]
+    pub pictures: PictureArgs,
+    #[command(flatten)]
+    pub parts: PartArgs,
+    #[command(flatten)]
+    pub watch: WatchArgs,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub gpu: GpuArgs,
 }
 
-impl Args {
-    /// The request as the library takes it.
-    fn request(&self) -> Result<Request> {
-        if self.steps == 0 {
-            return Err(Error::Usage("--steps 0 paints nothing; 20 to 30 are usual".into()));
-        }
-        if !self.cfg_scale.is_finite() || self.cfg_scale < 0.0 {
-            return Err(Error::Usage(format!("--cfg-scale {}: give 1 to 15", self.cfg_scale)));
-        }
-        let (sampler, spacing) = match &self.sampling_method {
-            Some(name) => {
-                let (sampler, spacing) = Sampler::parse_with_spacing(name)?;
-                (Some(sampler), spacing)
-            }
-            None => (None, None),
-        };
-        Ok(Request {
-            prompt: self.prompt.clone(),
-            negative: self.negative_prompt.clone(),
-            width: self.width,
-            height: self.height,
-            steps: self.steps,
-            guidance: self.cfg_scale,
-            seed: self.seed,
-            sampler,
-            spacing: self.scheduler.or(spacing),
-        })
+/// Pictures that go in.
+#[derive(clap::Args, Debug, Default)]
+#[command(next_help_heading = "Pictures to start from")]
+pub struct PictureArgs {
+    /// A picture to start from (PNG or JPEG), resized to what is painted
+    #[arg(short, long, value_name = "FILE")]
+    pub init_img: Option<PathBuf>,
+    /// Share of the steps that is done again on it, 0 to 1 [default: 0.75, with a mask 1]
+    #[arg(long)]
+    pub strength: Option<f64>,
+    /// Paint only where this picture is white
+    #[arg(long, value_name = "FILE", requires = "init_img")]
+    pub mask: Option<PathBuf>,
+    /// A ControlNet's folder; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub control_net: Vec<PathBuf>,
+    /// The picture for the ControlNet of the same place
+    #[arg(long, value_name = "FILE")]
+    pub control_image: Vec<PathBuf>,
+    /// How much of that ControlNet is wanted [default: 1]
+    #[arg(long, value_name = "FACTOR")]
+    pub control_strength: Vec<f64>,
+}
+
+/// Files beside the model.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Files beside the model")]
+pub struct PartArgs {
+    /// A LoRA and its weight; may be given several times. It stays a branch beside the weights
+    #[arg(long, value_name = "FILE[:WEIGHT]")]
+    pub lora: Vec<String>,
+    /// Where <lora:name:weight> in a prompt is looked for
+    #[arg(long, value_name = "DIR")]
+    pub lora_model_dir: Option<PathBuf>,
+    /// A textual inversion (.safetensors), named in prompts by its file's name, or NAME=FILE
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub embedding: Vec<String>,
+    /// Take the VAE from this file or folder
+    #[arg(long, value_name = "PATH")]
+    pub vae: Option<PathBuf>,
+    /// Decode with this AutoencoderTiny, and make previews with it
+    #[arg(long, visible_alias = "tae", value_name = "PATH")]
+    pub taesd: Option<PathBuf>,
+    /// Take the (first) text encoder from this file or folder
+    #[arg(long, value_name = "PATH")]
+    pub clip_l: Option<PathBuf>,
+    /// Take SDXL's second text encoder from this file or folder
+    #[arg(long, value_name = "PATH")]
+    pub clip_g: Option<PathBuf>,
+    /// Decode the VAE in tiles even where memory would suffice
+    #[arg(long)]
+    pub vae_tiling: bool,
+    /// Side of those tiles in pixels [default: 512]
+    #[arg(long, value_name = "PIXELS")]
+    pub vae_tile_size: Option<usize>,
+}
+
+/// Looking at the work.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Looking at the work")]
+pub struct WatchArgs {
+    /// Write a preview every few steps: proj (a linear map, costs nothing) or tae (needs --taesd)
+    #[arg(long, value_name = "KIND", value_parser = parse_preview)]
+    pub preview: Option<PreviewKind>,
+    /// Steps between previews
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub preview_interval: usize,
+    /// Where to write them
+    #[arg(long, value_name = "PNG", default_value = "preview.png")]
+    pub preview_path: PathBuf,
+    /// Print the time of each kind of kernel in one step, where the GPU has timestamps
+    #[arg(long)]
+    pub profile: bool,
+}
+
+fn parse_prediction(text: &str) -> Result<PredictionType> {
+    match text {
+        "epsilon" | "eps" => Ok(PredictionType::Epsilon),
+        "v_prediction" | "v" => Ok(PredictionType::VPrediction),
+        "sample" => Ok(PredictionType::Sample),
+        _ => Err(Error::Usage(format!("{text:?}; valid: epsilon, v_prediction, sample"))),
     }
 }
 
-/// Paints one picture and says what it cost.
+fn parse_preview(text: &str) -> Result<PreviewKind> {
+    match text {
+        "proj" => Ok(PreviewKind::Proj),
+        "tae" | "taesd" => Ok(PreviewKind::Tae),
+        _ => Err(Error::Usage(format!("{text:?}; valid: proj, tae"))),
+    }
+}
+
+/// Paints and says what it cost.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let request = args.request()?;
+    let inputs = Inputs::new(args)?;
     writable(&args.output)?;
-    let folder = args.model.folder(Some("demo-scenes"))?.expect(Family::TextToImage)?;
     let gpu = args.gpu.open()?;
-    let painted = paint(&gpu, &folder.path, &args.model, &request, args.profile, ui)?;
-    if args.profile {
-        profile(&painted.profile, ui)?;
+    let mut painter = Painter::new(&gpu, &inputs, ui)?;
+    let mut all = Vec::new();
+    for number in 0..args.batch_count.max(1) {
+        let mut request = inputs.request.clone();
+        request.seed = request.seed.wrapping_add(number as u64);
+        let painted = painter.paint(&request, (number, args.batch_count), ui);
+        let painted = match painted {
+            Err(Error::Interrupted) if number > 0 => {
+                ui.note(&format!(
+                    "interrupted; {number} of {} pictures are kept",
+                    args.batch_count
+                ));
+                return Err(Error::Interrupted);
+            }
+            other => other?,
+        };
+        for (place, image) in painted.picture.images.iter().enumerate() {
+            let index = number * request.batch + place;
+            let made = Made { inputs: &inputs, request: &request, painted: &painted, place };
+            let path = numbered(&args.output, index);
+            image.write_png(&path, &chunks(&gpu, &made)?)?;
+            show(&path, ui);
+            all.push((path, made.record(&gpu)?));
+        }
+        if !ui.json() {
+            ui.line(&summary(&numbered(&args.output, number * request.batch), &gpu, &painted))?;
+        }
+        if args.watch.profile {
+            profile(&painter.profile(&request)?, ui)?;
+        }
+        if number + 1 == args.batch_count.max(1) && ui.json() {
+            return ui.answer(&answer(&gpu, &all, &painted, &request)?);
+        }
     }
-    let info = describe(&gpu, &folder.path, args, &painted);
-    let text = parameters(&folder.path, &request, &painted);
-    let chunks =
-        [(PARAMETERS_CHUNK.to_string(), text), (INKNIB_CHUNK.to_string(), info.to_string())];
-    painted.picture.image.write_png(&args.output, &chunks)?;
-    if ui.json() {
-        return ui.answer(&info);
-    }
-    show(&args.output, ui);
-    ui.line(&summary(&args.output, &gpu, &painted))
+    Ok(())
 }
 
-/// A picture with what it took.
+/// Pictures with what they took.
 pub struct Painted {
     pub picture: Picture,
     pub load_seconds: f64,
     pub weights: String,
     pub bits_per_weight: f64,
     pub resident_bytes: u64,
+    pub streamed_bytes: u64,
     pub peak_bytes: u64,
+    pub memory: MemoryPlan,
+    pub model: String,
+}
+
+/// A loaded model and what watches it.
+pub struct Painter<'a> {
+    gpu: &'a Gpu,
+    net: TextToImage,
+    inputs: &'a Inputs,
+    memory: MemoryPlan,
+    load_seconds: f64,
+    tiny: Option<Autoencoder>,
+}
+
+impl<'a> Painter<'a> {
+    /// Makes the memory plan, prints it, loads the model.
+    pub fn new(gpu: &'a Gpu, inputs: &'a Inputs, ui: &Ui) -> Result<Painter<'a>> {
+        let start = Instant::now();
+        let act = inputs.activations.resolve(gpu)?;
+        let plan = PlanOptions { kernels: inputs.kernels.into(), ..Default::default() };
+        let mut options = LoadOptions { act, plan, ..inputs.options.clone() };
+        let budget = gpu.ledger().budget();
+        let memory = measure::plan(gpu, budget, &inputs.model, &options, &inputs.request)?;
+        if budget.is_some() || memory.vae_tile.is_some() {
+            ui.note(&memory.to_string());
+        }
+        options.memory = Some(memory);
+        let tiny = match &inputs.tiny {
+            Some(path) => Some(load_tiny(gpu, path)?),
+            None => None,
+        };
+        let bar = ui.bar("loading", 0);
+        let net = TextToImage::open(gpu, inputs.model.clone(), options, &|t| bar.say(&t.path))?;
+        drop(bar);
+        let load_seconds = start.elapsed().as_secs_f64();
+        Ok(Painter { gpu, net, inputs, memory, load_seconds, tiny })
+    }
+
+    /// Paints one request, with progress and previews.
+    pub fn paint(
+        &mut self,
+        request: &Request,
+        (number, count): (usize, usize),
+        ui: &Ui,
+    ) -> Result<Painted> {
+        let label = match count {
+            0 | 1 => "painting".to_string(),
+            _ => format!("painting {} of {count}", number + 1),
+        };
+        let bar = ui.bar(&label, request.steps as u64);
+        let watch = &self.inputs.watch;
+        let previewer = match (watch.preview, &self.tiny) {
+            (None, _) => None,
+            (Some(PreviewKind::Proj), _) => Some(Previewer::proj(self.net.vae())),
+            (Some(PreviewKind::Tae), Some(tiny)) => Some(Previewer::tae(tiny)),
+            (Some(PreviewKind::Tae), None) => {
+                return Err(Error::Usage("--preview tae needs --taesd PATH".into()));
+            }
+        };
+        let (start, mut last) = (Instant::now(), 0);
+        let mut picture = self.net.generate(request, &mut |progress| {
+            let rate = progress.done as f64 / start.elapsed().as_secs_f64().max(1e-9);
+            bar.total(progress.steps as u64);
+            bar.at(progress.done as u64);
+            bar.say(format!("{rate:.2} it/s"));
+            let due = progress.done >= last + watch.preview_interval.max(1);
+            if let Some(previewer) = previewer.as_ref().filter(|_| due) {
+                last = progress.done;
+                let plan = PlanOptions::default();
+                let image = previewer.picture(self.gpu, &plan, progress.run, progress.row)?;
+                image.write_png(&watch.preview_path, &[])?;
+            }
+            Ok(())
+        })?;
+        drop(bar);
+        if let Some(start) = &request.start
+            && let Some(mask) = &start.mask
+        {
+            // What was not masked keeps its bytes; the VAE would change them a little.
+            let put_back = |image: &Image| mask.overlay(&start.image, image);
+            picture.images = picture.images.iter().map(put_back).collect::<Result<_>>()?;
+        }
+        picture.warnings.iter().for_each(|w| ui.note(&format!("warning: {w}")));
+        let report = self.net.report();
+        Ok(Painted {
+            picture,
+            load_seconds: self.load_seconds,
+            weights: self.inputs.options.weights.clone(),
+            bits_per_weight: report.bits_per_weight(),
+            resident_bytes: report.resident_bytes(),
+            streamed_bytes: report.streamed_bytes(),
+            peak_bytes: self.gpu.ledger().peak(),
+            memory: self.memory,
+            model: self.net.model().describe(),
+        })
+    }
+
     /// Launches of one step and their milliseconds; empty where the GPU has no timestamps.
-    pub profile: Vec<(Launch, f64)>,
+    pub fn profile(&self, request: &Request) -> Result<Vec<(Launch, f64)>> {
+        self.net.prepare(request)?.profile()
+    }
 }
 
-/// Loads the model and paints, with progress.
-pub fn paint(
-    gpu: &Gpu,
-    folder: &Path,
-    model: &ModelArgs,
-    request: &Request,
-    profiled: bool,
-    ui: &Ui,
-) -> Result<Painted> {
-    let start = Instant::now();
-    let options = LoadOptions {
-        weights: model.weights_for(folder).to_string(),
-        act: model.act(gpu)?,
-        plan: PlanOptions { kernels: model.kernels(), ..Default::default() },
-    };
-    let bar = ui.bar("loading", 0);
-    let net = TextToImage::load(gpu, folder, options, &|t| bar.say(&t.path))?;
-    drop(bar);
-    let load_seconds = start.elapsed().as_secs_f64();
-    let bar = ui.bar("painting", request.steps as u64);
-    let picture = net.generate(request, &mut |done, _| bar.at(done as u64))?;
-    drop(bar);
-    let profile = if profiled { net.prepare(request)?.profile()? } else { Vec::new() };
-    picture.warnings.iter().for_each(|w| ui.note(&format!("warning: {w}")));
-    Ok(Painted {
-        picture,
-        load_seconds,
-        weights: model.weights_for(folder).to_string(),
-        bits_per_weight: net.report().bits_per_weight(),
-        resident_bytes: net.report().resident_bytes(),
-        peak_bytes: gpu.ledger().peak(),
-        profile,
-    })
+/// An AutoencoderTiny from a folder or file.
+fn load_tiny(gpu: &Gpu, path: &Path) -> Result<Autoencoder> {
+    let (store, recipe) = (WeightStore::open(path)?, Recipe::from_argument("fp16", "vae")?);
+    Autoencoder::load_tiny(&Loader::new(gpu, &store, &recipe), path)
 }
 
-/// Milliseconds of one step by kind of kernel, slowest first.
-fn profile(launches: &[(Launch, f64)], ui: &Ui) -> Result<()> {
-    let mut kinds: Vec<(&str, usize, f64, u64)> = Vec::new();
-    for (launch, ms) in launches {
-        match kinds.iter_mut().find(|k| k.0 == launch.kernel) {
-            Some(kind) => *kind = (kind.0, kind.1 + 1, kind.2 + ms, kind.3 + launch.flops),
-            None => kinds.push((&launch.kernel, 1, *ms, launch.flops)),
+/// The parts of a model that flags replace.
+pub(super) fn assemble(path: &Path, parts: &PartArgs) -> Result<ImageModel> {
+    let mut model = ImageModel::open(path)?;
+    let replaced = [
+        (Part::Vae, &parts.vae),
+        (Part::TextEncoder, &parts.clip_l),
+        (Part::TextEncoder2, &parts.clip_g),
+    ];
+    for (part, path) in replaced {
+        if let Some(path) = path {
+            model = model.with_part(part, path)?;
         }
     }
-    kinds.sort_by(|a, b| b.2.total_cmp(&a.2));
-    let mut table = super::common::table(&["kernel", "launches", "ms", "GFLOP/s"]);
-    for (kernel, count, ms, flops) in kinds {
-        let rate = flops as f64 / ms.max(1e-6) * 1e-6;
-        table.add_row([
-            kernel.to_string(),
-            count.to_string(),
-            format!("{ms:.2}"),
-            format!("{rate:.1}"),
-        ]);
-    }
-    ui.line(&table.to_string())
+    Ok(model)
 }
 
-/// The picture in the terminal, if a person looks at one.
-pub fn show(path: &Path, ui: &Ui) {
-    if ui.shows_pictures() {
-        let config =
-            viuer::Config { absolute_offset: false, width: Some(64), ..Default::default() };
-        if let Ok(picture) = image::open(path) {
-            // A terminal that cannot show pictures still has the file's name.
-            let _ = viuer::print(&picture, &config);
-        }
-    }
-}
-
-/// One line for people.
-pub fn summary(output: &Path, gpu: &Gpu, painted: &Painted) -> String {
-    let (image, seconds) = (&painted.picture.image, &painted.picture.seconds);
-    format!(
-        "{}: {} x {}, {} steps of {}\n  {} ({}), {} weights at {:.2} bits, {} resident\n  \
-         load {:.1} s, encode {:.1} s, denoise {:.1} s, decode {:.1} s",
-        output.display(),
-        image.width,
-        image.height,
-        painted.picture.steps,
-        painted.picture.sampler.label(),
-        gpu.adapter().name,
-        gpu.adapter().driver,
-        painted.weights,
-        painted.bits_per_weight,
-        crate::gpu::mib(painted.resident_bytes),
-        painted.load_seconds,
-        seconds.encode,
-        seconds.denoise,
-        seconds.decode,
-    )
-}
-
-/// AUTOMATIC1111's text.
-fn parameters(folder: &Path, request: &Request, painted: &Painted) -> String {
-    let image = &painted.picture.image;
-    let mut text = Infotext::new(request.prompt.clone(), request.negative.clone())
-        .with("Steps", request.steps)
-        .with("Sampler", painted.picture.sampler.label());
-    if let Some(spacing) = request.spacing {
-        text = text.with("Schedule type", spacing.label());
-    }
-    let model = folder.file_name().map(|n| n.to_string_lossy().to_string()).unwrap_or_default();
-    text.with("CFG scale", request.guidance)
-        .with("Seed", request.seed)
-        .with("Size", format!("{}x{}", image.width, image.height))
-        .with("Model", model)
-        .with("Version", format!("inknib {}", env!("CARGO_PKG_VERSION")))
-        .to_string()
-}
-
-/// The JSON answer, which is also the chunk that reproduces the run.
-fn describe(gpu: &Gpu, folder: &Path, args: &Args, painted: &Painted) -> Value {
-    let (image, seconds) = (&painted.picture.image, &painted.picture.seconds);
-    let s = |v: f64| json::round(v, 3);
-    json!({
-        "image": args.output,
-        "model": folder,
-        "prompt": args.prompt,
-        "negative_prompt": args.negative_prompt,
-        "seed": args.seed,
-        "steps": args.steps,
-        "cfg_scale": args.cfg_scale,
-        "sampler": painted.picture.sampler.name(),
-        "scheduler": args.scheduler.map(|s| s.label()),
-        "width": image.width,
-        "height": image.height,
-        "adapter": gpu.adapter().name,
-        "driver": gpu.adapter().driver,
-        "weights": json::weights(&painted.weights, painted.bits_per_weight, painted.resident_bytes),
-        "kernels": format!("{:?}", args.model.kernels()).to_lowercase(),
-        "peak_gpu_bytes": painted.peak_bytes,
-        "compile_seconds": s(gpu.compile_cost().1),
-        "kernels_compiled": gpu.compile_cost().0,
-        "seconds": {
-            "load": s(painted.load_seconds),
-            "encode": s(seconds.encode),
-            "denoise": s(seconds.denoise),
-            "decode": s(seconds.decode),
-        },
-        "seconds_per_step": s(seconds.denoise / args.steps as f64),
-    })
+/// The folder or file of the model that is painted with.
+pub(super) fn model_path(model: &ModelArgs) -> Result<PathBuf> {
+    Ok(model.folder(Some("demo-scenes"))?.expect(Family::TextToImage)?.path)
 }
 
 /// Refuses an output that cannot be written before any work is done.

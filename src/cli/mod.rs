@@ -13,6 +13,8 @@ pub mod demo;
 pub mod devices;
 pub mod doctor;
 pub mod generate;
+mod generate_inputs;
+mod generate_report;
 pub mod json;
 pub mod language;
 pub mod perplexity;

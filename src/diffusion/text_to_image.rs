@@ -1,24 +1,27 @@
 //! Text to image: prompt → CLIP → cross-attention keys and values (once per prompt), timesteps → tables
 //! (once per schedule), UNet steps without a read-back between them, VAE.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
+use super::autoencoder::{Autoencoder, Decoded, PictureEncoder};
+use super::conditioning::{About, Context, Encode, Hoisted, TextEncoder, encoders};
+use super::control::{Controls, ForRun};
+use super::embedding::Embedding;
 use super::image::Image;
-use super::rng::{Rng, RngKind};
-use super::sampler::{COEFFICIENTS, Sampler, StepCoefficients};
-use super::schedule::{ScheduleConfig, SigmaSpacing};
-use crate::gpu::{Buffer, Elem, Gpu};
-use crate::graph::{Graph, Launch, Plan, PlanOptions, Shape, Var};
-use crate::nets::clip::{ClipText, ClipTextConfig};
-use crate::nets::unet::{TimeConditions, Unet, UnetConfig, UnetContext, UnetTime};
-use crate::nets::vae::{VaeConfig, VaeDecoder};
+use super::memory::MemoryPlan;
+pub use super::request::{Control, Picture, Request, Seconds, Start};
+use super::rng::Rng;
+use super::run::{Begin, Inpaint, Parts, Pass};
+pub use super::run::{Passes, Run};
+use super::sampler::{Sampler, StepCoefficients, first_step};
+use super::schedule::ScheduleConfig;
+use crate::gpu::{Buffer, Elem, Gpu, interrupted};
+use crate::graph::PlanOptions;
+use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nn::{LoadReport, LoadedTensor, Loader};
-use crate::ops::assign::assign;
-use crate::ops::sampler::{MEMORY, model_input, predict_value, remember, step};
 use crate::quant::Recipe;
-use crate::text::tokenizer::ClipTokenizer;
-use crate::weights::WeightStore;
+use crate::weights::{ImageFamily, ImageModel, Part, WeightStore};
 use crate::{Error, Result};
 
 /// How a model is loaded.
@@ -30,119 +33,153 @@ pub struct LoadOptions {
     /// its range exceeds f16 in real models.
     pub act: Elem,
     pub plan: PlanOptions,
+    /// How the run is made to fit; None: everything at once.
+    pub memory: Option<MemoryPlan>,
+    /// Vectors of textual inversion.
+    pub embeddings: Vec<Embedding>,
+    /// Folders or files of ControlNets.
+    pub controls: Vec<std::path::PathBuf>,
+    /// Side in latents of the VAE's tiles where they are asked for, whatever the memory.
+    pub tile: Option<usize>,
+    /// How guidance asks, where it is not left to the memory plan.
+    pub passes: Option<Passes>,
 }
 
-/// What is to be painted and how.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub prompt: String,
-    pub negative: String,
-    /// None: the size that the model was trained at.
-    pub width: Option<usize>,
-    pub height: Option<usize>,
-    pub steps: usize,
-    /// Guidance scale; 1 turns guidance off and halves the work.
-    pub guidance: f64,
-    pub seed: u64,
-    /// None: the model's own.
-    pub sampler: Option<Sampler>,
-    pub spacing: Option<SigmaSpacing>,
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        LoadOptions {
+            weights: "int4".into(),
+            act: Elem::F32,
+            plan: PlanOptions::default(),
+            memory: None,
+            embeddings: Vec::new(),
+            controls: Vec::new(),
+            tile: None,
+            passes: None,
+        }
+    }
 }
 
-/// What a finished picture tells of itself.
-#[derive(Debug)]
-pub struct Picture {
-    pub image: Image,
-    /// `[height/8, width/8, channels]`, before the VAE.
-    pub latents: Vec<f32>,
-    pub seconds: Seconds,
-    pub sampler: Sampler,
-    pub steps: usize,
-    pub warnings: Vec<String>,
-}
-
-/// Wall seconds by stage.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Seconds {
-    pub encode: f64,
-    pub denoise: f64,
-    pub decode: f64,
-}
-
-/// A Stable-Diffusion-shaped model: text encoder, UNet, VAE decoder, schedule.
+/// A Stable-Diffusion-shaped model: text encoders, UNet, VAE, schedule.
 pub struct TextToImage {
     gpu: Gpu,
-    folder: PathBuf,
+    model: ImageModel,
     options: LoadOptions,
-    tokenizer: ClipTokenizer,
     schedule: ScheduleConfig,
-    text: ClipText,
+    encoders: Vec<TextEncoder>,
     config: UnetConfig,
     unet: Unet,
-    vae: VaeDecoder,
-    vae_config: VaeConfig,
+    vae: Autoencoder,
+    controls: Controls,
     report: LoadReport,
 }
 
 /// Told of each tensor once it is on the GPU.
 pub type OnTensor<'a> = dyn Fn(&LoadedTensor) + 'a;
-/// Called after each step: steps done, steps in all.
-pub type OnStep<'a> = dyn FnMut(usize, usize) + 'a;
+/// Called after each evaluation of the UNet.
+pub type OnStep<'a> = dyn FnMut(&Progress<'_>) -> Result<()> + 'a;
+
+/// How far a run is.
+pub struct Progress<'a> {
+    /// Steps that are complete, and how many there are.
+    pub done: usize,
+    pub steps: usize,
+    /// The run, to look at.
+    pub run: &'a Run,
+    pub row: &'a StepCoefficients,
+}
+
+/// A part's weights and the recipe for them.
+pub(super) fn part(model: &ImageModel, part: Part, weights: &str) -> Result<(WeightStore, Recipe)> {
+    Ok((model.store(part)?, Recipe::from_argument(weights, part.recipe())?))
+}
 
 impl TextToImage {
-    /// Loads a diffusers folder; what depends only on the schedule or the prompt stays on disk until a run.
-    ///
-    /// # Errors
-    /// `Model` for a missing or malformed file, `OutOfMemory` beyond the budget.
+    /// As [`TextToImage::open`] for the model at `path`.
     pub fn load(
         gpu: &Gpu,
-        folder: &Path,
+        path: &Path,
         options: LoadOptions,
         on_tensor: &OnTensor<'_>,
     ) -> Result<TextToImage> {
-        let tokenizer = ClipTokenizer::load(folder.join("tokenizer"))?;
-        let schedule = ScheduleConfig::read(folder.join("scheduler/scheduler_config.json"))?;
-        let vae_config = VaeConfig::read(folder.join("vae"))?;
+        TextToImage::open(gpu, ImageModel::open(path)?, options, on_tensor)
+    }
+
+    /// Loads a model; what depends only on the schedule or the prompt stays on disk until a run.
+    ///
+    /// # Errors
+    /// `Model` for a missing or malformed file, `OutOfMemory` beyond the budget.
+    pub fn open(
+        gpu: &Gpu,
+        model: ImageModel,
+        options: LoadOptions,
+        on_tensor: &OnTensor<'_>,
+    ) -> Result<TextToImage> {
+        if model.kind().family == ImageFamily::Unconditional {
+            return Err(Error::Model(format!(
+                "{}: an unconditional model takes no prompt; leave -p away",
+                model.path().display()
+            )));
+        }
+        let schedule = schedule(&model)?;
+        let config = unet_config(&model)?;
         let mut report = LoadReport::default();
-
-        let (store, recipe) = part(folder, "text_encoder", &options.weights)?;
-        let loader = Loader::with_progress(gpu, &store, &recipe, Some(on_tensor));
-        let text = ClipText::load(
-            &loader,
-            &ClipTextConfig::read(folder.join("text_encoder/config.json"))?,
-        )?;
-        report.merge(loader.report());
-
-        let (store, recipe) = part(folder, "unet", &options.weights)?;
-        let loader = Loader::with_progress(gpu, &store, &recipe, Some(on_tensor));
-        let config = UnetConfig::read(folder.join("unet/config.json"))?;
-        let unet = Unet::load(&loader, &config)?;
-        report.merge(loader.report());
-
-        let (store, recipe) = part(folder, "vae", &options.weights)?;
-        let loader = Loader::with_progress(gpu, &store, &recipe, Some(on_tensor));
-        let vae = VaeDecoder::load(&loader, &vae_config)?;
-        report.merge(loader.report());
-
-        let (gpu, folder) = (gpu.clone(), folder.to_path_buf());
+        let mut room = options.memory.and_then(|memory| memory.resident);
+        let mut load =
+            |which: Part, report: &mut LoadReport, streams: bool, each: &mut Each<'_>| {
+                let (store, recipe) = part(&model, which, &options.weights)?;
+                let loader = Loader::with_progress(gpu, &store, &recipe, Some(on_tensor));
+                let loader = with_adapters(loader, which, &options);
+                if let Some(room) = room.filter(|_| streams) {
+                    loader.limit_resident(room);
+                }
+                each(&loader)?;
+                let loaded = loader.report();
+                room = room.map(|room| room.saturating_sub(loaded.resident_bytes()));
+                report.merge(loaded);
+                Ok::<(), Error>(())
+            };
+        let mut net = None;
+        load(Part::Unet, &mut report, true, &mut |ld| {
+            net = Some(Unet::load(ld, &config)?);
+            Ok(())
+        })?;
+        let mut texts = Vec::new();
+        for which in encoders(&model) {
+            load(which, &mut report, true, &mut |ld| {
+                texts.push(TextEncoder::load(ld, &model, which, &options.embeddings)?);
+                Ok(())
+            })?;
+        }
+        let mut vae = None;
+        load(Part::Vae, &mut report, false, &mut |ld| {
+            vae = Some(Autoencoder::load(ld, &model)?);
+            Ok(())
+        })?;
+        let paths = &options.controls;
+        let controls = Controls::load(gpu, paths, &options.weights, &config, on_tensor)?;
+        report.merge(controls.report());
+        let missing = || Error::Runtime("a part was not loaded".into());
         Ok(TextToImage {
-            gpu,
-            folder,
-            options,
-            tokenizer,
+            gpu: gpu.clone(),
+            unet: net.ok_or_else(missing)?,
+            vae: vae.ok_or_else(missing)?,
+            encoders: texts,
             schedule,
-            text,
             config,
-            unet,
-            vae,
-            vae_config,
+            controls,
             report,
+            options,
+            model,
         })
     }
 
-    /// What is resident.
+    /// What is resident, and what is streamed.
     pub fn report(&self) -> &LoadReport {
         &self.report
+    }
+    pub fn model(&self) -> &ImageModel {
+        &self.model
     }
     /// Later runs are planned so; what is resident stays.
     pub fn set_plan(&mut self, options: PlanOptions) {
@@ -150,8 +187,35 @@ impl TextToImage {
     }
     /// Height and width in pixels that the model was trained at.
     pub fn default_size(&self) -> (usize, usize) {
-        let (h, w) = self.config.sample_size().unwrap_or((64, 64));
-        (h * self.vae_config.scale(), w * self.vae_config.scale())
+        default_size(&self.config, self.vae.scale())
+    }
+    pub fn vae(&self) -> &Autoencoder {
+        &self.vae
+    }
+
+    fn plan_options(&self) -> PlanOptions {
+        let largest = self.options.memory.map_or(0, |memory| memory.needs.largest);
+        PlanOptions { stream_pool: largest, ..self.options.plan.clone() }
+    }
+
+    /// The schedule of a request: the model's own with what the request changes.
+    fn schedule_for(&self, request: &Request) -> Result<(Sampler, ScheduleConfig)> {
+        let mut schedule = self.schedule.clone();
+        if let Some(prediction) = request.prediction {
+            schedule.prediction_type = prediction;
+        }
+        let sampler = match request.sampler {
+            Some(sampler) => sampler,
+            None => Sampler::of_config(&schedule)?,
+        };
+        if let Some(spacing) = request.spacing {
+            sampler.check_spacing(spacing)?;
+            schedule = schedule.with_sigma_spacing(spacing);
+        }
+        if let Some(timesteps) = request.timesteps {
+            schedule.timestep_spacing = Some(timesteps);
+        }
+        Ok((sampler, schedule))
     }
 
     /// Everything of a request that comes before the first step.
@@ -159,184 +223,182 @@ impl TextToImage {
     /// # Errors
     /// `Usage` for sizes and step counts that cannot be served.
     pub fn prepare(&self, request: &Request) -> Result<Run> {
-        let (width, height) = self.size(request)?;
-        let factor = self.vae_config.scale();
-        let (w, h, c) = (width / factor, height / factor, self.config.in_channels);
-        let sampler = match request.sampler {
-            Some(sampler) => sampler,
-            None => Sampler::of_config(&self.schedule)?,
-        };
-        let schedule = match request.spacing {
-            Some(spacing) => {
-                sampler.check_spacing(spacing)?;
-                self.schedule.clone().with_sigma_spacing(spacing)
-            }
-            None => self.schedule.clone(),
-        };
-        let table = sampler.table(&schedule, request.steps)?;
-        let batch = if request.guidance == 1.0 { 1 } else { 2 };
+        request.check()?;
+        let (width, height) = size(request, &self.config, self.vae.scale())?;
+        let guided = guided(request, &self.config);
         let mut warnings = Vec::new();
-        let context = self.encode(request, batch, &mut warnings)?;
-        let keys_values = self.keys_values(&context, batch)?;
-        let tables = self.time_tables(&table)?;
-
-        let mut rng = Rng::new(RngKind::Cpu, request.seed);
-        let sigma = sampler.init_noise_sigma(&schedule, request.steps)?;
-        let start: Vec<f32> = rng.randn_nhwc(1, h, w, c).iter().map(|v| v * sigma).collect();
-        let latent = self.gpu.upload("latents", bytemuck::cast_slice(&start))?;
-        let memory =
-            self.gpu.upload("sampler", bytemuck::cast_slice(&vec![0f32; MEMORY * start.len()]))?;
-        let shape = [1, h, w, c];
-        let plan = self.step_plan(shape, batch, &latent, &memory, &tables, &keys_values)?;
-        let guidance = request.guidance as f32;
-        Ok(Run {
-            gpu: self.gpu.clone(),
-            plan,
-            table,
-            rng,
-            latent,
-            guidance,
-            batch,
-            shape,
-            sampler,
-            warnings,
-        })
-    }
-
-    /// Width and height of a request in pixels.
-    fn size(&self, request: &Request) -> Result<(usize, usize)> {
-        let step = self.vae_config.scale() * self.config.multiple();
-        let check = |name: &str, size: usize| {
-            if size > 0 && size.is_multiple_of(step) {
-                return Ok(size);
-            }
-            let down = (size / step).max(1) * step;
-            let up = down + step;
-            Err(Error::Usage(format!(
-                "{name} {size}: this model paints multiples of {step}; {down} or {up} would do"
-            )))
+        let options = self.plan_options();
+        let encode = Encode {
+            gpu: &self.gpu,
+            act: self.options.act,
+            plan: &options,
+            family: self.model.kind().family,
         };
-        let (height, width) = self.default_size();
-        let width = check("width", request.width.unwrap_or(width))?;
-        Ok((width, check("height", request.height.unwrap_or(height))?))
+        let context =
+            encode.context(&self.encoders, &self.model, request, guided, &mut warnings)?;
+        let (sampler, schedule) = self.schedule_for(request)?;
+        let strength = request.start.as_ref().map_or(1.0, |start| start.strength);
+        let first = first_step(request.steps, strength)?;
+        if first >= request.steps {
+            return Err(Error::Usage(format!(
+                "a strength of {strength} leaves none of {} steps to do; give more of either",
+                request.steps
+            )));
+        }
+        let table = sampler.table_from(&schedule, request.steps, first)?;
+        let about = About {
+            guidance: request.guidance as f32,
+            family: self.model.kind().family,
+            size: [height, width],
+        };
+        let (tables, rows, passes) = self.hoist(&context, &table, &about, request.batch)?;
+        let for_run = ForRun {
+            gpu: &self.gpu,
+            act: self.options.act,
+            plan: &options,
+            context: &context,
+            table: &table,
+            about: &about,
+            passes: self.passes(&context),
+        };
+        let controls = self.controls.parts(request, &for_run)?;
+
+        let factor = self.vae.scale();
+        let channels = self.vae.latent_channels();
+        let shape = [request.batch, height / factor, width / factor, channels];
+        let mut rng = Rng::new(request.rng, request.seed);
+        let sigma = sampler.init_noise_sigma(&schedule, request.steps)?;
+        let begin = self.begin(request, shape, &table[0], sigma, &mut rng)?;
+        let parts = Parts {
+            gpu: &self.gpu,
+            act: self.options.act,
+            options: &options,
+            unet: &self.unet,
+            tables: &tables,
+            passes: &passes,
+            rescale: request.guidance_rescale > 0.0 && guided,
+            shape,
+            controls: &controls,
+        };
+        let (latents, inpaint) = begin;
+        Run::new(
+            &parts,
+            Begin {
+                table,
+                rng,
+                latents,
+                guidance: [request.guidance as f32, request.guidance_rescale as f32],
+                rows: rows as u32,
+                inpaint,
+                sampler,
+                warnings,
+            },
+        )
     }
 
-    /// The prompt's (and before it the negative prompt's) last hidden states, `[batch, tokens, channels]`.
-    fn encode(
+    fn passes(&self, context: &Context) -> Passes {
+        match context.items {
+            2 => self.options.memory.map_or(Passes::Joined, |memory| memory.passes),
+            _ => Passes::Joined,
+        }
+    }
+
+    /// Time tables, rows of a step in them, and the passes of a step with their keys and values.
+    fn hoist(
+        &self,
+        context: &Context,
+        table: &[StepCoefficients],
+        about: &About,
+        batch: usize,
+    ) -> Result<(Vec<super::conditioning::Stored>, usize, Vec<Pass>)> {
+        let options = self.plan_options();
+        let hoisted =
+            Hoisted { gpu: &self.gpu, act: self.options.act, plan: &options, config: &self.config };
+        let (store, recipe) = part(&self.model, Part::Unet, &self.options.weights)?;
+        let loader = || {
+            let loader = Loader::new(&self.gpu, &store, &recipe);
+            if self.options.memory.is_some_and(|memory| memory.resident.is_some()) {
+                loader.limit_resident(0);
+            }
+            with_adapters(loader, Part::Unet, &self.options)
+        };
+        let net = UnetTime::load(&loader(), &self.config)?;
+        let (tables, rows) = hoisted.time_tables(&net, context, table, about)?;
+        drop(net);
+        let net = UnetContext::load(&loader(), &self.config)?;
+        let groups = groups(context.items, self.passes(context));
+        let passes = groups.into_iter().map(|items| {
+            let of_table = |item: usize| if rows == 1 { 0 } else { item as u32 };
+            Ok(Pass {
+                keys_values: hoisted.keys_values(&net, context, items.clone(), batch)?,
+                items: items.flat_map(|i| std::iter::repeat_n(of_table(i), batch)).collect(),
+            })
+        });
+        Ok((tables, rows, passes.collect::<Result<_>>()?))
+    }
+
+    /// The first latents and what inpainting needs, drawn from the generator in diffusers' order.
+    fn begin(
         &self,
         request: &Request,
-        batch: usize,
-        warnings: &mut Vec<String>,
-    ) -> Result<Buffer> {
-        let length = self.tokenizer.length();
-        let mut ids = Vec::new();
-        for text in [&request.negative, &request.prompt].into_iter().skip(2 - batch) {
-            let padded = self.tokenizer.encode_padded(text, length)?;
-            if padded.dropped > 0 {
-                warnings.push(format!(
-                    "the prompt is {} tokens too long for this model; not used: \"{}\"",
-                    padded.dropped, padded.dropped_text
+        shape: [usize; 4],
+        first: &StepCoefficients,
+        sigma: f32,
+        rng: &mut Rng,
+    ) -> Result<(Vec<f32>, Inpaint)> {
+        let [n, h, w, c] = shape;
+        let scaled = |noise: &[f32]| noise.iter().map(|v| v * sigma).collect::<Vec<f32>>();
+        let nine = self.config.in_channels == c + c + 1;
+        let Some(start) = &request.start else {
+            if nine {
+                return Err(Error::Usage(
+                    "an inpainting model (9 channels) needs -i PICTURE and --mask MASK".into(),
                 ));
             }
-            ids.extend(padded.ids);
-        }
-        let graph = Graph::new(self.options.act);
-        graph.output("context", self.text.forward(graph.input("ids", [batch, length], Elem::U32)));
-        let plan = Plan::new(&self.gpu, &graph, &self.options.plan)?;
-        plan.set_u32("ids", &ids)?;
-        plan.run()?;
-        Ok(plan.buffer("context")?.clone())
-    }
-
-    /// Keys and values of every cross attention: they depend only on the prompt, so their weights are
-    /// loaded, used and dropped.
-    fn keys_values(&self, context: &Buffer, batch: usize) -> Result<Vec<[Stored; 2]>> {
-        let (store, recipe) = part(&self.folder, "unet", &self.options.weights)?;
-        let net = UnetContext::load(&Loader::new(&self.gpu, &store, &recipe), &self.config)?;
-        let graph = Graph::new(self.options.act);
-        let shape = [batch, self.tokenizer.length(), self.config.cross_attention_dim];
-        let pairs = net.keys_values(graph.external(context, shape, self.options.act));
-        for (i, (k, v)) in pairs.iter().enumerate() {
-            graph.output(&format!("k{i}"), *k);
-            graph.output(&format!("v{i}"), *v);
-        }
-        let plan = Plan::new(&self.gpu, &graph, &self.options.plan)?;
-        plan.run()?;
-        let stored = |name: String, var: &Var<'_>| -> Result<Stored> {
-            Ok(Stored { buffer: plan.buffer(&name)?.clone(), shape: var.shape() })
+            return Ok((scaled(&rng.randn_nhwc(n, h, w, c)), Inpaint::No));
         };
-        let pairs = pairs.iter().enumerate();
-        pairs
-            .map(|(i, (k, v))| Ok([stored(format!("k{i}"), k)?, stored(format!("v{i}"), v)?]))
-            .collect()
-    }
-
-    /// Every resnet's share of the time embedding for every step of the schedule.
-    fn time_tables(&self, table: &[StepCoefficients]) -> Result<Vec<Stored>> {
-        let (store, recipe) = part(&self.folder, "unet", &self.options.weights)?;
-        let net = UnetTime::load(&Loader::new(&self.gpu, &store, &recipe), &self.config)?;
-        let graph = Graph::new(self.options.act);
-        let timesteps = graph.input("timesteps", [table.len()], Elem::F32);
-        let vars = net.table(timesteps, &TimeConditions::default());
-        for (i, var) in vars.iter().enumerate() {
-            graph.output(&format!("t{i}"), *var);
-        }
-        let plan = Plan::new(&self.gpu, &graph, &self.options.plan)?;
-        plan.set("timesteps", &table.iter().map(|s| s.timestep).collect::<Vec<_>>())?;
-        plan.run()?;
-        let vars = vars.iter().enumerate();
-        vars.map(|(i, var)| {
-            Ok(Stored { buffer: plan.buffer(&format!("t{i}"))?.clone(), shape: var.shape() })
+        let [height, width] = [h, w].map(|side| side * self.vae.scale());
+        check_size("the picture to start from", &start.image, [height, width])?;
+        let (store, recipe) = part(&self.model, Part::Vae, &self.options.weights)?;
+        let loader = Loader::new(&self.gpu, &store, &recipe);
+        let encoder = PictureEncoder::load(&loader, &self.model)?;
+        let encode = |image: &[f32], rng: &mut Rng| -> Result<Vec<f32>> {
+            let options = self.plan_options();
+            let tile = self.options.memory.and_then(|memory| memory.vae_tile);
+            encoder.encode(&self.gpu, &options, image, [height, width], (n, rng), tile)
+        };
+        let whole = start.strength >= 1.0;
+        // diffusers does not encode what it will not look at, and so draws no noise for it.
+        let clean = match nine && whole {
+            true => Vec::new(),
+            false => encode(&start.image.to_vae(), rng)?,
+        };
+        let noise = rng.randn_nhwc(n, h, w, c);
+        let masked = start.mask.is_some() || nine;
+        let latents = match whole && masked {
+            true => scaled(&noise),
+            false => {
+                let [a, b] = first.start;
+                clean.iter().zip(&noise).map(|(clean, noise)| a * clean + b * noise).collect()
+            }
+        };
+        let Some(mask) = &start.mask else {
+            if nine {
+                return Err(Error::Usage("an inpainting model (9 channels) needs --mask".into()));
+            }
+            return Ok((latents, Inpaint::No));
+        };
+        super::inpaint::prepare(mask, &start.image, shape, nine, (clean, noise), &mut |image| {
+            encode(image, rng)
         })
-        .collect()
+        .map(|inpaint| (latents, inpaint))
     }
 
-    /// One step: scale, UNet, guidance, sampler, all on the GPU; the latents stay there.
-    fn step_plan(
-        &self,
-        shape: [usize; 4],
-        batch: usize,
-        latent: &Buffer,
-        memory: &Buffer,
-        tables: &[Stored],
-        keys_values: &[[Stored; 2]],
-    ) -> Result<Plan> {
-        let act = self.options.act;
-        let graph = Graph::new(act);
-        let x = graph.external(latent, shape, Elem::F32);
-        let [n, h, w, c] = shape;
-        let memory = graph.external(memory, [MEMORY * n, h, w, c], Elem::F32);
-        let noise = graph.input("noise", shape, Elem::F32);
-        let coefficients = graph.input("coefficients", [COEFFICIENTS], Elem::F32);
-        let row = graph.input("row", [batch], Elem::U32);
-        let tables: Vec<Var<'_>> = tables.iter().map(|t| t.var(&graph, act)).collect();
-        let pairs: Vec<(Var<'_>, Var<'_>)> =
-            keys_values.iter().map(|[k, v]| (k.var(&graph, act), v.var(&graph, act))).collect();
-
-        let input = model_input(x, coefficients, batch);
-        let eps = self.unet.forward(input, &tables, row, &pairs).tap("eps");
-        let value = predict_value(x, eps, coefficients);
-        let next = step(x, value, memory, noise, coefficients);
-        graph.output("eps", eps);
-        graph.output("memory", remember(memory, x, value, coefficients));
-        graph.output("next", assign(x, next));
-        Plan::new(&self.gpu, &graph, &self.options.plan)
-    }
-
-    /// Latents `[1, h, w, c]` in a buffer → picture. Also returns how many of its values were not finite.
-    pub fn decode(&self, latent: &Buffer, shape: [usize; 4]) -> Result<(Image, usize)> {
-        let graph = Graph::new(Elem::F32);
-        let z = graph.external(latent, shape, Elem::F32);
-        let mut z = (1.0 / self.vae_config.scaling_factor) as f32 * z;
-        if let Some(shift) = self.vae_config.shift_factor {
-            z = z + graph.literal([shape[3]], vec![shift as f32; shape[3]]);
-        }
-        let image = self.vae.forward(z);
-        graph.output("image", image);
-        let plan = Plan::new(&self.gpu, &graph, &self.options.plan)?;
-        plan.run()?;
-        let size = image.shape();
-        Image::from_vae(&plan.read("image")?, size.dims()[2], size.dims()[1])
+    /// Latents `[n, h, w, c]` in a buffer → pictures. Also returns how many of their values were not
+    /// finite.
+    pub fn decode(&self, latent: &Buffer, shape: [usize; 4]) -> Result<Decoded> {
+        let tile = self.options.memory.and_then(|memory| memory.vae_tile);
+        self.vae.decode(&self.gpu, &self.plan_options(), latent, shape, tile)
     }
 
     /// Paints.
@@ -346,109 +408,113 @@ impl TextToImage {
         self.gpu.wait()?;
         let mut seconds = Seconds { encode: start.elapsed().as_secs_f64(), ..Default::default() };
         let start = Instant::now();
-        let steps = run.table.last().map_or(0, |row| row.steps_done as usize);
+        let steps = run.table().last().map_or(0, |row| row.steps_done as usize);
         for i in 0..run.steps() {
+            interrupted()?;
             run.step(i)?;
-            on_step(run.table[i].steps_done as usize, steps);
+            let row = run.table()[i];
+            let done = row.steps_done as usize;
+            on_step(&Progress { done, steps, run: &run, row: &row })?;
         }
         let latents = run.latents()?;
         seconds.denoise = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let (image, bad) = self.decode(&run.latent, run.shape)?;
+        let (shape, sampler, evaluations) = (run.shape(), run.sampler(), run.steps());
+        let (latent, mut warnings) = (run.latent().clone(), std::mem::take(&mut run.warnings));
+        // The activations of a step and of the decoder are never needed at once.
+        drop(run);
+        let Decoded { images, not_finite } = self.decode(&latent, shape)?;
         seconds.decode = start.elapsed().as_secs_f64();
-        let mut warnings = std::mem::take(&mut run.warnings);
-        if bad > 0 {
+        if not_finite > 0 {
             warnings.push(format!(
-                "{bad} values of the picture are not finite; try --activations f32, and `inknib doctor` to \
-                 test the device"
+                "{not_finite} values of the picture are not finite; try --activations f32, and `inknib \
+                 doctor` to test the device"
             ));
         }
-        Ok(Picture { image, latents, seconds, sampler: run.sampler, steps, warnings })
+        Ok(Picture { images, latents, seconds, sampler, steps, evaluations, warnings })
     }
 }
 
-/// A value that one plan leaves for another.
-#[derive(Clone, Debug)]
-struct Stored {
-    buffer: Buffer,
-    shape: Shape,
+/// Loads one net from a loader.
+type Each<'a> = dyn FnMut(&Loader<'_>) -> Result<()> + 'a;
+
+/// The loader with the low-rank branches of a part.
+pub(super) fn with_adapters<'a>(
+    loader: Loader<'a>,
+    part: Part,
+    options: &'a LoadOptions,
+) -> Loader<'a> {
+    let _ = (part, options);
+    loader
 }
 
-impl Stored {
-    fn var<'g>(&self, graph: &'g Graph, elem: Elem) -> Var<'g> {
-        graph.external(&self.buffer, self.shape, elem)
+pub(super) fn schedule(model: &ImageModel) -> Result<ScheduleConfig> {
+    let (text, source) = model.scheduler()?;
+    ScheduleConfig::from_json(&text, &source.display().to_string())
+}
+
+pub(super) fn unet_config(model: &ImageModel) -> Result<UnetConfig> {
+    let (fields, source) = model.config(Part::Unet)?;
+    UnetConfig::from_value(&fields, &source)
+}
+
+/// Whether the UNet is asked with and without the prompt. A model that was distilled with the scale as
+/// an input is asked once.
+pub(super) fn guided(request: &Request, config: &UnetConfig) -> bool {
+    request.guidance != 1.0 && config.time_cond_proj_dim.is_none()
+}
+
+/// Items of the context that are asked together.
+pub(super) fn groups(items: usize, passes: Passes) -> Vec<std::ops::Range<usize>> {
+    match passes {
+        Passes::Joined => std::iter::once(0..items).collect(),
+        Passes::Apart => (0..items).map(|i| i..i + 1).collect(),
     }
 }
 
-/// A request on its way: the step plan and its state on the GPU.
-pub struct Run {
-    gpu: Gpu,
-    plan: Plan,
-    table: Vec<StepCoefficients>,
-    rng: Rng,
-    latent: Buffer,
-    guidance: f32,
-    batch: usize,
-    shape: [usize; 4],
-    sampler: Sampler,
-    warnings: Vec<String>,
+/// Height and width in pixels that a model on disk was trained at.
+pub fn trained_size(model: &ImageModel) -> Result<(usize, usize)> {
+    Ok(default_size(&unet_config(model)?, Autoencoder::scale_of(model)?))
+}
+/// Sides of the pictures of a model on disk are multiples of this.
+pub fn size_step(model: &ImageModel) -> Result<usize> {
+    Ok(Autoencoder::scale_of(model)? * unet_config(model)?.multiple())
 }
 
-impl Run {
-    /// Evaluations of the network; a step of some samplers takes two.
-    pub fn steps(&self) -> usize {
-        self.table.len()
-    }
-    /// The schedule's coefficients.
-    pub fn table(&self) -> &[StepCoefficients] {
-        &self.table
-    }
-    /// `[1, height/8, width/8, channels]`
-    pub fn shape(&self) -> [usize; 4] {
-        self.shape
-    }
-    /// Where the latents are.
-    pub fn latent(&self) -> &Buffer {
-        &self.latent
-    }
-    /// The plan of one step.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
+/// Height and width in pixels that a model was trained at.
+pub(super) fn default_size(config: &UnetConfig, scale: usize) -> (usize, usize) {
+    let (h, w) = config.sample_size().unwrap_or((64, 64));
+    (h * scale, w * scale)
+}
 
-    /// Submits step `i`: one submission, no wait.
-    pub fn step(&mut self, i: usize) -> Result<()> {
-        let row = self.table[i];
-        self.plan.set("coefficients", &row.with_guidance(self.guidance, 0.0))?;
-        self.plan.set_u32("row", &vec![i as u32; self.batch])?;
-        if row.needs_noise() {
-            let [n, h, w, c] = self.shape;
-            self.plan.set("noise", &self.rng.randn_nhwc(n, h, w, c))?;
+/// Width and height of a request in pixels.
+pub(super) fn size(request: &Request, config: &UnetConfig, scale: usize) -> Result<(usize, usize)> {
+    let step = scale * config.multiple();
+    let check = |name: &str, size: usize| {
+        if size > 0 && size.is_multiple_of(step) {
+            return Ok(size);
         }
-        self.plan.run()
+        let down = (size / step).max(1) * step;
+        let up = down + step;
+        Err(Error::Usage(format!(
+            "{name} {size}: this model paints multiples of {step}; {down} or {up} would do"
+        )))
+    };
+    let (mut height, mut width) = default_size(config, scale);
+    if let Some(start) = &request.start {
+        (height, width) = (start.image.height, start.image.width);
     }
-
-    /// Milliseconds of each launch of a step (run once to warm up); empty without timestamps.
-    pub fn profile(&mut self) -> Result<Vec<(Launch, f64)>> {
-        self.step(0)?;
-        Ok(self.plan.profile()?.unwrap_or_default())
-    }
-
-    /// Reads the latents, NHWC.
-    pub fn latents(&self) -> Result<Vec<f32>> {
-        let count: usize = self.shape.iter().product();
-        Ok(bytemuck::pod_collect_to_vec(&self.gpu.read(&self.latent, 0, count as u64 * 4)?))
-    }
-    /// Replaces the latents.
-    pub fn set_latents(&self, values: &[f32]) -> Result<()> {
-        self.gpu.write(&self.latent, 0, bytemuck::cast_slice(values))
-    }
-    /// The UNet's output at the last step, `[batch, h, w, c]`: unconditional first under guidance.
-    pub fn eps(&self) -> Result<Vec<f32>> {
-        self.plan.read("eps")
-    }
+    let width = check("width", request.width.unwrap_or(width))?;
+    Ok((width, check("height", request.height.unwrap_or(height))?))
 }
 
-fn part(folder: &Path, name: &str, weights: &str) -> Result<(WeightStore, Recipe)> {
-    Ok((WeightStore::open(folder.join(name))?, Recipe::from_argument(weights, name)?))
+/// Refuses a picture of another size than what is to be painted.
+pub(super) fn check_size(what: &str, image: &Image, [height, width]: [usize; 2]) -> Result<()> {
+    if (image.width, image.height) == (width, height) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{what} has {}x{} pixels, {width}x{height} are to be painted; resize it or give -W {} -H {}",
+        image.width, image.height, image.width, image.height
+    )))
 }

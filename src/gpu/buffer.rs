@@ -33,6 +33,10 @@ impl Ledger {
         self.peak.load(Ordering::Relaxed)
     }
 
+    /// The most that may be held, if there is a limit.
+    pub fn budget(&self) -> Option<u64> {
+        (self.budget != u64::MAX).then_some(self.budget)
+    }
     /// Bytes that the budget still allows; without a budget, more than there are.
     pub fn free(&self) -> u64 {
         self.budget.saturating_sub(self.used())

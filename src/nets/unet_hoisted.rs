@@ -79,6 +79,11 @@ impl UnetTime {
         })
     }
 
+    /// Channels of each table, in the order the resnets run.
+    pub fn widths(&self) -> impl Iterator<Item = usize> {
+        self.projections.iter().map(|projection| projection.weight.rows())
+    }
+
     /// Timesteps f32 `[steps]` → one table per resnet, in the order they run. Without conditions a
     /// table is `[steps, C]` and its row is the step's number; with conditions for `items` prompts it is
     /// `[steps · items, C]`, row `step · items + item`. Conditions of one item serve all prompts.

@@ -182,7 +182,7 @@ impl Work<'_, '_> {
     fn load(&mut self, weights: &str, kernels: Kernels) -> Result<TextToImage> {
         (self.on_stage)(&format!("loading {weights}"), 0, 0);
         let (plan, act) = (plan(kernels, false), self.options.act);
-        let options = LoadOptions { weights: weights.to_string(), act, plan };
+        let options = LoadOptions { weights: weights.to_string(), act, plan, ..Default::default() };
         TextToImage::load(self.gpu, &self.options.folder, options, &|_| ())
     }
 
@@ -213,7 +213,10 @@ impl Work<'_, '_> {
             Ok(())
         })?;
         (self.on_stage)(&format!("{stage}: decoding"), 0, 0);
-        let (image, not_finite) = net.decode(run.latent(), run.shape())?;
+        let decoded = net.decode(run.latent(), run.shape())?;
+        let not_finite = decoded.not_finite;
+        let image = decoded.images.into_iter().next();
+        let image = image.ok_or_else(|| Error::Runtime("no picture was decoded".into()))?;
         let sigmas = run.table().iter().map(|row| f64::from(row.sigma)).collect();
         Ok(Trajectory { latents, eps, sigmas, image, not_finite })
     }

@@ -1,0 +1,218 @@
+//! Latents to pictures and back: AutoencoderKL or AutoencoderTiny, whole or in tiles.
+
+use super::image::Image;
+use super::rng::Rng;
+use super::tiling::{Coder, Half, Pixels};
+use crate::Result;
+use crate::gpu::{Buffer, Gpu};
+use crate::graph::{Footprint, PlanOptions};
+use crate::nets::taesd::{TaesdConfig, TaesdDecoder, TaesdEncoder};
+use crate::nets::vae::{Posterior, VaeConfig, VaeDecoder, VaeEncoder};
+use crate::nn::Loader;
+use crate::weights::{ImageModel, Part};
+
+enum Decoder {
+    Kl(VaeDecoder, VaeConfig),
+    Tiny(TaesdDecoder, TaesdConfig),
+}
+
+/// The encoder is loaded when a picture is given to start from.
+enum Encoder {
+    Kl(VaeEncoder, VaeConfig),
+    Tiny(TaesdEncoder),
+}
+
+/// An autoencoder of a model, its decoder on the GPU.
+pub struct Autoencoder {
+    decoder: Decoder,
+}
+
+/// Pictures that were decoded, and how many of their values were not finite.
+#[derive(Debug)]
+pub struct Decoded {
+    pub images: Vec<Image>,
+    pub not_finite: usize,
+}
+
+/// Whether a configuration is AutoencoderTiny's.
+fn is_tiny(fields: &serde_json::Value) -> bool {
+    let class = fields.get("_class_name").and_then(|name| name.as_str());
+    match class {
+        Some(name) => name == "AutoencoderTiny",
+        None => fields.get("encoder_block_out_channels").is_some(),
+    }
+}
+
+impl Autoencoder {
+    /// Loads the decoder of a model's VAE.
+    pub fn load(ld: &Loader<'_>, model: &ImageModel) -> Result<Autoencoder> {
+        let (fields, source) = model.config(Part::Vae)?;
+        let decoder = match is_tiny(&fields) {
+            true => {
+                let config = TaesdConfig::from_value(&fields, &source)?;
+                Decoder::Tiny(TaesdDecoder::load(ld, &config)?, config)
+            }
+            false => {
+                let config = VaeConfig::from_value(&fields, &source)?;
+                Decoder::Kl(VaeDecoder::load(ld, &config)?, config)
+            }
+        };
+        Ok(Autoencoder { decoder })
+    }
+
+    /// Loads the decoder of an AutoencoderTiny that lies by itself: a folder, or a file without a
+    /// configuration, which then has the published form.
+    pub fn load_tiny(ld: &Loader<'_>, path: &std::path::Path) -> Result<Autoencoder> {
+        let config = match path.is_dir() {
+            true => TaesdConfig::read(path)?,
+            false => TaesdConfig::from_value(&serde_json::json!({}), path)?,
+        };
+        Ok(Autoencoder { decoder: Decoder::Tiny(TaesdDecoder::load(ld, &config)?, config) })
+    }
+
+    /// [`Autoencoder::scale`] of a model on disk.
+    pub fn scale_of(model: &ImageModel) -> Result<usize> {
+        let (fields, source) = model.config(Part::Vae)?;
+        Ok(match is_tiny(&fields) {
+            true => TaesdConfig::from_value(&fields, &source)?.scale(),
+            false => VaeConfig::from_value(&fields, &source)?.scale(),
+        })
+    }
+
+    /// Pixels of the picture for one of the latent, along each side.
+    pub fn scale(&self) -> usize {
+        match &self.decoder {
+            Decoder::Kl(_, config) => config.scale(),
+            Decoder::Tiny(_, config) => config.scale(),
+        }
+    }
+    pub fn latent_channels(&self) -> usize {
+        match &self.decoder {
+            Decoder::Kl(_, config) => config.latent_channels,
+            Decoder::Tiny(_, config) => config.latent_channels,
+        }
+    }
+    /// The configuration of an AutoencoderKL.
+    pub fn kl(&self) -> Option<&VaeConfig> {
+        match &self.decoder {
+            Decoder::Kl(_, config) => Some(config),
+            Decoder::Tiny(..) => None,
+        }
+    }
+
+    /// What the decoder takes of a latent as the sampler has it.
+    fn unscaled(&self, z: &[f32]) -> Vec<f32> {
+        match &self.decoder {
+            Decoder::Kl(_, config) => config.unscaled(z),
+            Decoder::Tiny(_, config) => {
+                z.iter().map(|v| v / config.scaling_factor as f32).collect()
+            }
+        }
+    }
+
+    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Coder<'a> {
+        let net: &dyn Half = match &self.decoder {
+            Decoder::Kl(decoder, _) => decoder,
+            Decoder::Tiny(decoder, _) => decoder,
+        };
+        let mut coder = Coder::decoder(gpu, self.scale(), net);
+        coder.plan = plan.clone();
+        coder
+    }
+
+    /// Memory that latents of this shape take when they are decoded in one piece.
+    pub fn footprint(&self, gpu: &Gpu, plan: &PlanOptions, shape: [usize; 4]) -> Result<Footprint> {
+        self.coder(gpu, plan).footprint(shape)
+    }
+    /// The side of the largest tiles that fit `budget` bytes; None where the whole fits.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where not even the smallest fit.
+    pub fn tiles_for(
+        &self,
+        gpu: &Gpu,
+        plan: &PlanOptions,
+        shape: [usize; 4],
+        budget: u64,
+    ) -> Result<Option<usize>> {
+        self.coder(gpu, plan).tiles_for(shape, budget)
+    }
+
+    /// Latents `[n, h, w, c]` in a buffer → pictures, in tiles of `tile` latents where that is given. A
+    /// batch is decoded one picture after another.
+    pub fn decode(
+        &self,
+        gpu: &Gpu,
+        plan: &PlanOptions,
+        latent: &Buffer,
+        shape: [usize; 4],
+        tile: Option<usize>,
+    ) -> Result<Decoded> {
+        let [n, h, w, c] = shape;
+        let bytes = gpu.read(latent, 0, (n * h * w * c * 4) as u64)?;
+        let values = self.unscaled(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
+        let mut decoded = Decoded { images: Vec::new(), not_finite: 0 };
+        for item in values.chunks_exact((h * w * c).max(1)) {
+            let x = Pixels { shape: [1, h, w, c], values: item.to_vec() };
+            let y = self.coder(gpu, plan).run(&x, tile, &mut |_, _| ())?;
+            let (image, bad) = Image::from_vae(&y.values, y.shape[2], y.shape[1])?;
+            decoded.images.push(image);
+            decoded.not_finite += bad;
+        }
+        Ok(decoded)
+    }
+}
+
+/// Encodes pictures with a model's VAE, whose encoder is loaded for it and dropped with it.
+pub struct PictureEncoder {
+    encoder: Encoder,
+    scale: usize,
+}
+
+impl PictureEncoder {
+    /// Loads the encoder of a model's VAE.
+    pub fn load(ld: &Loader<'_>, model: &ImageModel) -> Result<PictureEncoder> {
+        let (fields, source) = model.config(Part::Vae)?;
+        Ok(match is_tiny(&fields) {
+            true => {
+                let config = TaesdConfig::from_value(&fields, &source)?;
+                let scale = config.scale();
+                PictureEncoder { encoder: Encoder::Tiny(TaesdEncoder::load(ld, &config)?), scale }
+            }
+            false => {
+                let config = VaeConfig::from_value(&fields, &source)?;
+                let (encoder, scale) = (VaeEncoder::load(ld, &config)?, config.scale());
+                PictureEncoder { encoder: Encoder::Kl(encoder, config), scale }
+            }
+        })
+    }
+
+    /// A picture `[height, width, 3]` in −1..1 → latents `[n, h, w, c]` as the sampler has them. Those of
+    /// an AutoencoderKL are drawn from its posterior, as in diffusers' pipelines.
+    pub fn encode(
+        &self,
+        gpu: &Gpu,
+        plan: &PlanOptions,
+        image: &[f32],
+        [height, width]: [usize; 2],
+        (n, rng): (usize, &mut Rng),
+        tile: Option<usize>,
+    ) -> Result<Vec<f32>> {
+        let x = Pixels { shape: [1, height, width, 3], values: image.to_vec() };
+        let run = |net: &dyn Half| {
+            let mut coder = Coder::encoder(gpu, self.scale, net);
+            coder.plan = plan.clone();
+            coder.run(&x, tile, &mut |_, _| ())
+        };
+        match &self.encoder {
+            Encoder::Tiny(encoder) => Ok(run(encoder)?.values.repeat(n)),
+            Encoder::Kl(encoder, config) => {
+                let moments = run(encoder)?;
+                let [_, h, w, c2] = moments.shape;
+                let posterior = Posterior::new([n, h, w, c2], &moments.values.repeat(n))?;
+                let noise = rng.randn_nhwc(n, h, w, c2 / 2);
+                Ok(config.scaled(&posterior.sample(&noise)?))
+            }
+        }
+    }
+}
