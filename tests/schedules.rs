@@ -438,12 +438,11 @@ fn a_network_that_knows_the_picture_leads_to_it() {
             for (sampler, first) in
                 Sampler::ALL.into_iter().flat_map(|s| [0, 1, 3, 7].map(|f| (s, f)))
             {
-                // PNDM of diffusers steps by num_train_timesteps / n whatever the spacing, and so does ours: with
-                // linspace it does not land where it asks next.
-                let elsewhere =
-                    matches!(spacing, SigmaSpacing::Linspace | SigmaSpacing::SgmUniform);
-                let unserved = sampler == Sampler::Plms
-                    && (elsewhere || prediction_type == PredictionType::Sample);
+                // DDIM and PNDM of diffusers step by num_train_timesteps / n whatever the spacing, and so do ours:
+                // with linspace they do not land where they ask next.
+                let by_stride = [Sampler::Plms, Sampler::Ddim { eta: 0.0 }].contains(&sampler);
+                let unserved = by_stride && spacing == SigmaSpacing::Linspace
+                    || sampler == Sampler::Plms && prediction_type == PredictionType::Sample;
                 if unserved || sampler.check_spacing(spacing).is_err() {
                     continue;
                 }

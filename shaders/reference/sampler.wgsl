@@ -16,11 +16,11 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> coef: array<f32>;      // [32] one StepCoefficients, guidance, rescale
 @group(0) @binding(2) var<storage, read> x: array<f32>;         // [n]
-@group(0) @binding(3) var<storage, read> a: array<acta>;        // [n] or (u, c) [2, n], the answer; K   3, 4: [n] v
-@group(0) @binding(4) var<storage, read> b: array<actb>;        // [n] c; K   3: [4, n] h1, h2, h3, s
+@group(0) @binding(3) var<storage, read> a: array<acta>;        // [n] or (u, c) [2, n], the answer; KIND 3, 4: [n] v
+@group(0) @binding(4) var<storage, read> b: array<actb>;        // [n] c; KIND 3: [4, n] h1, h2, h3, s
 @group(0) @binding(5) var<storage, read> noise: array<f32>;     // [n]
 @group(0) @binding(6) var<storage, read> factor: array<f32>;    // [n / item]
-@group(0) @binding(7) var<storage, read_write> y: array<out>;   // [n]; K   0: [copies, n]; 4: [4, n] h1, h2, h3, s
+@group(0) @binding(7) var<storage, read_write> y: array<out>;   // [n]; KIND 0: [copies, n]; 4: [4, n] h1, h2, h3, s
 
 const VALUE = 2u;
 const CLIP = 4u;
@@ -61,22 +61,22 @@ fn remember(i: u32) {
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
     let i = id.y * groups.x * 64u + id.x;
-    if (K   == 0u) {
+    if (KIND == 0u) {
         if (i < p.n * p.copies) { y[i] = out(coef[1] * x[i % p.n]); }
         return;
     }
     if (i >= p.n) { return; }
-    if (K   == 1u) {
+    if (KIND == 1u) {
         let v = term(coef[VALUE], x[i]) + term(coef[VALUE + 1u], answer(i));
         let finite = (bitcast<u32>(v) & u32(0x7f800000u)) != u32(0x7f800000u);
         y[i] = out(select(v, clamp(v, f32(-coef[CLIP]), f32(coef[CLIP])), finite));
         return;
     }
-    if (K   == 2u) {
+    if (KIND == 2u) {
         y[i] = out(term(coef[CLEAN], x[i]) + term(coef[CLEAN + 1u], answer(i)));
         return;
     }
-    if (K   == 4u) {
+    if (KIND == 4u) {
         remember(i);
         return;
     }
