@@ -10,7 +10,7 @@ use std::rc::Rc;
 pub use kv_cache::{Heads, KvCache, KvFormat};
 
 use crate::gpu::Gpu;
-use crate::graph::{Var, Vector, Weight};
+use crate::graph::{Residence, Var, Vector, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
 use crate::ops::embed::{embed, embed_range};
 use crate::ops::matmul::{linear, linear_f32};
@@ -46,6 +46,8 @@ pub struct LoadedTensor {
     pub bytes: u64,
     /// Signal to quantization noise in dB; `None` where the original is not known.
     pub sqnr_db: Option<f64>,
+    /// Whether it stays on the GPU or is streamed.
+    pub residence: Residence,
 }
 
 /// What a net keeps resident.
@@ -57,7 +59,14 @@ pub struct LoadReport {
 impl LoadReport {
     /// Bytes of all tensors on the GPU.
     pub fn resident_bytes(&self) -> u64 {
-        self.tensors.iter().map(|t| t.bytes).sum()
+        self.on(Residence::Gpu)
+    }
+    /// Bytes of all tensors that stay on the host and are streamed.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.on(Residence::Host)
+    }
+    fn on(&self, residence: Residence) -> u64 {
+        self.tensors.iter().filter(|t| t.residence == residence).map(|t| t.bytes).sum()
     }
     /// Number of real weights.
     pub fn elements(&self) -> u64 {
@@ -65,7 +74,8 @@ impl LoadReport {
     }
     /// Bits of memory per weight, with scales, padding, norms and biases.
     pub fn bits_per_weight(&self) -> f64 {
-        self.resident_bytes() as f64 * 8.0 / self.elements().max(1) as f64
+        let bytes = self.resident_bytes() + self.streamed_bytes();
+        bytes as f64 * 8.0 / self.elements().max(1) as f64
     }
     /// Takes over the tensors of another net.
     pub fn merge(&mut self, other: LoadReport) {
@@ -81,6 +91,10 @@ struct Shared<'a> {
     loaded: RefCell<Vec<LoadedTensor>>,
     /// Bytes handed to the driver since it was last given time to copy them.
     in_flight: Cell<u64>,
+    /// Bytes of matrices that may still become resident; what comes later stays on the host.
+    room: Cell<u64>,
+    /// Nothing is read and nothing goes to the GPU: layers have sizes alone.
+    outline: Cell<bool>,
 }
 
 /// Bytes of weights that may wait in the driver's staging memory before they are sent on.
@@ -107,8 +121,25 @@ impl<'a> Loader<'a> {
         progress: Option<&'a dyn Fn(&LoadedTensor)>,
     ) -> Loader<'a> {
         let (loaded, in_flight) = Default::default();
-        let shared = Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight });
+        let room = Cell::new(u64::MAX);
+        let outline = Cell::new(false);
+        let shared =
+            Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room, outline });
         Loader { shared, path: String::new() }
+    }
+
+    /// At most so many bytes of matrices become resident on the GPU; the rest stays on the host and is
+    /// streamed by the plans that need it.
+    pub fn limit_resident(&self, bytes: u64) {
+        self.shared.room.set(bytes);
+    }
+
+    /// As [`Loader::new`], but nothing is read: layers have the sizes that they would have, the report
+    /// counts them, and plans made of them can be measured ([`Plan::measure`](crate::graph::Plan)).
+    pub fn outline(gpu: &'a Gpu, store: &'a WeightStore, recipe: &'a Recipe) -> Loader<'a> {
+        let loader = Loader::new(gpu, store, recipe);
+        loader.shared.outline.set(true);
+        loader
     }
 
     /// The place `name` below this one.
@@ -155,25 +186,50 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Counts a tensor of an outline as if it were on the GPU.
+    fn record(&self, path: String, format: Format, elements: usize, bytes: u64) {
+        let residence = Residence::Gpu;
+        let tensor = LoadedTensor { path, format, elements, bytes, sqnr_db: None, residence };
+        self.shared.loaded.borrow_mut().push(tensor);
+    }
+
     /// The matrix `name` of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`, in the recipe's format.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let (path, shared) = (self.name(name), &self.shared);
         let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
+        if shared.outline.get() {
+            let (layout, format) = shared.store.outline(&path, shape, &spec)?;
+            let weight = Weight::outline(shared.gpu, layout, format)?;
+            let (elements, bytes) = (weight.elements(), weight.bytes());
+            self.record(path, format, elements, bytes);
+            return Ok(weight);
+        }
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
         self.upload(path, &packed)
     }
 
     fn upload(&self, path: String, packed: &Packed) -> Result<Weight> {
-        let weight = Weight::upload(self.shared.gpu, &path, packed)?;
+        let bytes = packed.bytes() as u64;
+        let room = self.shared.room.get();
+        let residence = if bytes <= room { Residence::Gpu } else { Residence::Host };
+        let weight = Weight::place(self.shared.gpu, &path, packed, residence)?;
         let (format, sqnr_db) = (packed.format, packed.sqnr_db);
         let (elements, bytes) = (weight.elements(), weight.bytes());
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        if residence == Residence::Gpu && room != u64::MAX {
+            self.shared.room.set(room.saturating_sub(bytes));
+        }
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(weight)
     }
 
     /// The vector `name` of `len` numbers, as f32.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vector> {
         let path = self.name(name);
+        if self.shared.outline.get() {
+            self.shared.store.shape(&path)?;
+            self.record(path, Format::F32, len, len as u64 * 4);
+            return Vector::outline(self.shared.gpu, len);
+        }
         let values = self.shared.store.vector(&path, len)?;
         self.upload_vector(path, &values)
     }
@@ -182,7 +238,8 @@ impl<'a> Loader<'a> {
         let vector = Vector::upload(self.shared.gpu, &path, values)?;
         let (format, elements, bytes) = (Format::F32, values.len(), vector.buffer.bytes());
         let sqnr_db = Some(f64::INFINITY);
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        let residence = Residence::Gpu;
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(vector)
     }
 
@@ -210,9 +267,22 @@ impl<'a> Loader<'a> {
         kernel: usize,
         conv: Conv,
     ) -> Result<Conv2d> {
+        self.conv_with(name, cin, cout, kernel, conv, Bias::Yes)
+    }
+
+    /// As [`Loader::conv`], with a bias or without.
+    pub fn conv_with(
+        &self,
+        name: &str,
+        cin: usize,
+        cout: usize,
+        kernel: usize,
+        conv: Conv,
+        bias: Bias,
+    ) -> Result<Conv2d> {
         let at = self.pp(name);
         let weight = at.weight("weight", &[cout, cin, kernel, kernel])?;
-        Ok(Conv2d { weight, bias: at.bias(cout, Bias::Yes)?, conv })
+        Ok(Conv2d { weight, bias: at.bias(cout, bias)?, conv })
     }
 
     /// `name.weight` `[rows, channels]`, one row per token.
@@ -235,7 +305,8 @@ impl<'a> Loader<'a> {
         let values = store.values(&path)?;
         let (elements, format) = (values.len(), Format::F32);
         let (bytes, sqnr_db) = (elements as u64 * 4, Some(f64::INFINITY));
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        let residence = Residence::Gpu;
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(Positions { values, channels })
     }
 

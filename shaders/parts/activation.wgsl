@@ -1,4 +1,5 @@
-// activation(v): 0 identity · 1 SiLU x·σ(x) · 2 GELU x·Φ(x) · 3 quick GELU x·σ(1.702 x) · 4 GELU, tanh form.
+// activation(v): 0 identity · 1 SiLU x·σ(x) · 2 GELU x·Φ(x) · 3 quick GELU x·σ(1.702 x) · 4 GELU, tanh form
+// · 5 ReLU max(x, 0), which keeps what is not a number.
 
 // σ(v) without overflow: the exponent is never positive.
 fn logistic(v: f32) -> f32 {
@@ -22,5 +23,6 @@ fn activation(v: f32) -> f32 {
     if (ACT == 2u) { return 0.5 * v * (1.0 + erf(v * 0.70710678118654752)); }
     if (ACT == 3u) { return v * logistic(1.702 * v); }
     if (ACT == 4u) { return v * logistic(1.5957691216057308 * (v + 0.044715 * v * v * v)); }
+    if (ACT == 5u) { return select(v, 0.0, v < 0.0); }
     return v;
 }

@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 use half::f16;
 
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
+use super::stream::{Placer, Stream};
 use super::{Arena, Graph, Home, Node, fuse, storage};
-use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, interrupted};
+use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, buffer_bytes, interrupted};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -22,6 +23,9 @@ pub struct PlanOptions {
     pub poison: bool,
     /// Memory shared with other plans, which then must not run before this one's outputs were read.
     pub arena: Option<Arena>,
+    /// Bytes of GPU memory through which weights pass that stay on the host; at least what the largest
+    /// window of one needs.
+    pub stream_pool: u64,
 }
 
 /// A value of the plan that the host can name.
@@ -51,6 +55,25 @@ pub struct Plan {
     outputs: Vec<(String, Named)>,
     taps: Vec<(String, Named)>,
     activation_bytes: u64,
+    stream: Option<Stream>,
+}
+
+/// Memory that a plan takes besides weights and what other plans hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of activations, as [`Plan::activation_bytes`] counts them.
+    pub activations: u64,
+    /// Bytes of inputs and literals.
+    pub inputs: u64,
+    /// Bytes of the largest buffer, which has to fit one binding.
+    pub largest: u64,
+}
+
+impl Footprint {
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.activations + self.inputs
+    }
 }
 
 /// Work in one submission: about a tenth of a second on a GPU, so that no watchdog of a driver fires. A
@@ -64,27 +87,16 @@ impl Plan {
     /// # Errors
     /// The graph's first shape error, a kernel that does not compile, an allocation beyond the budget.
     pub fn new(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Plan> {
-        graph.finish()?;
-        if graph.act() == Elem::F16 && !gpu.caps().f16 {
-            let name = &gpu.adapter().name;
-            return Err(Error::Usage(format!("{name} has no f16 in shaders; use f32 activations")));
-        }
-        let mut nodes = graph.nodes.borrow().clone();
+        let mut nodes = nodes(gpu, graph)?;
         let outputs = graph.outputs.borrow().clone();
         let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
         let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
         let live = live_nodes(&mut nodes, &roots, options);
 
-        let mut builder = Builder {
-            gpu,
-            options,
-            act: graph.act(),
-            leaves: HashMap::new(),
-            slots: Default::default(),
-        };
+        let mut builder = Builder::new(gpu, options, graph.act(), None);
         let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
         let slots = builder.allocate()?;
-        let (steps, launches) = builder.compile(&nodes, dispatches, &owners, &slots)?;
+        let (steps, launches, stream) = builder.compile(&nodes, dispatches, &owners, &slots)?;
         let named = |list: Vec<(String, usize)>| -> Vec<(String, Named)> {
             list.into_iter().map(|(name, id)| (name, builder.named(&nodes, id, &slots))).collect()
         };
@@ -95,7 +107,30 @@ impl Plan {
         let inputs = named(inputs.filter(|(_, id)| live[*id]).collect()).into_iter().collect();
         let (outputs, taps) = (named(outputs), named(taps));
         let activation_bytes = slots.iter().map(Buffer::bytes).sum();
-        Ok(Plan { gpu: gpu.clone(), steps, launches, inputs, outputs, taps, activation_bytes })
+        let gpu = gpu.clone();
+        Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream })
+    }
+
+    /// What [`Plan::new`] would take for this graph, found without taking it or compiling anything.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], but for kernels and allocations.
+    pub fn footprint(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Footprint> {
+        let mut nodes = nodes(gpu, graph)?;
+        let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
+        let outputs = graph.outputs.borrow();
+        let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
+        let live = live_nodes(&mut nodes, &roots, options);
+        let nothing = gpu.buffer("nothing", 16)?;
+        let mut builder = Builder::new(gpu, options, graph.act(), Some(nothing));
+        builder.lower(&nodes, &live, &roots)?;
+        let sizes = || builder.slots.sizes.iter().map(|bytes| buffer_bytes(*bytes));
+        let leaves = || builder.leaf_bytes.iter().map(|bytes| buffer_bytes(*bytes));
+        Ok(Footprint {
+            activations: sizes().sum(),
+            inputs: leaves().sum(),
+            largest: sizes().chain(leaves()).max().unwrap_or(0),
+        })
     }
 
     /// Writes an input: f32 values are stored as the input's element type.
@@ -122,6 +157,11 @@ impl Plan {
         self.named(name).map(|n| &n.buffer)
     }
 
+    /// The shape of an input or output.
+    pub fn shape(&self, name: &str) -> Result<super::Shape> {
+        self.named(name).map(|n| n.shape)
+    }
+
     /// Runs everything; returns when the work is submitted (reads wait for it).
     pub fn run(&self) -> Result<()> {
         let last = self.submit_all_but_last()?;
@@ -143,12 +183,16 @@ impl Plan {
         };
         let mut commands = Vec::new();
         let mut flops = 0;
-        for (step, launch) in self.steps.iter().zip(&self.launches) {
-            if flops + launch.flops > most && !commands.is_empty() {
+        for (i, (step, launch)) in self.steps.iter().zip(&self.launches).enumerate() {
+            let loads = self.stream.as_ref().filter(|stream| stream.begins(i));
+            if (flops + launch.flops > most || loads.is_some()) && !commands.is_empty() {
                 self.gpu.submit(&commands)?;
                 interrupted()?;
                 commands.clear();
                 flops = 0;
+            }
+            if let Some(stream) = loads {
+                stream.load(&self.gpu, i)?;
             }
             commands.push(Command::Run(step));
             flops += launch.flops;
@@ -174,6 +218,10 @@ impl Plan {
     pub fn activation_bytes(&self) -> u64 {
         self.activation_bytes
     }
+    /// Bytes of the pool through which weights are streamed.
+    pub fn stream_bytes(&self) -> u64 {
+        self.stream.as_ref().map_or(0, Stream::bytes)
+    }
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }
@@ -185,8 +233,11 @@ impl Plan {
     pub fn weight_bytes(&self) -> u64 {
         self.launches.iter().map(|l| l.weight_bytes).sum()
     }
-    /// Milliseconds of each launch on the device, where it has timestamps.
+    /// Milliseconds of each launch on the device, where it has timestamps and no weight is streamed.
     pub fn profile(&self) -> Result<Option<Vec<(Launch, f64)>>> {
+        if self.stream.is_some() {
+            return Ok(None);
+        }
         let steps: Vec<&Step> = self.steps.iter().collect();
         let times = self.gpu.time(&steps)?;
         Ok(times.map(|t| self.launches.iter().cloned().zip(t.into_iter().map(|t| t.ms)).collect()))
@@ -218,6 +269,16 @@ fn check_len(name: &str, named: &Named, len: usize) -> Result<()> {
     Err(Error::Runtime(format!("input {name} has shape {:?}, got {len} values", named.shape)))
 }
 
+/// The nodes of a graph that this device can run.
+fn nodes(gpu: &Gpu, graph: &Graph) -> Result<Vec<Node>> {
+    graph.finish()?;
+    if graph.act() == Elem::F16 && !gpu.caps().f16 {
+        let name = &gpu.adapter().name;
+        return Err(Error::Usage(format!("{name} has no f16 in shaders; use f32 activations")));
+    }
+    Ok(graph.nodes.borrow().clone())
+}
+
 fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec<bool> {
     let mut kept: HashSet<usize> = roots.iter().copied().collect();
     if options.no_fusion {
@@ -244,9 +305,23 @@ struct Builder<'a> {
     act: Elem,
     leaves: HashMap<usize, Buffer>,
     slots: storage::Slots,
+    /// Stands for every buffer where nothing is to be allocated.
+    nothing: Option<Buffer>,
+    /// Bytes of each input and literal.
+    leaf_bytes: Vec<u64>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    fn new(
+        gpu: &'a Gpu,
+        options: &'a PlanOptions,
+        act: Elem,
+        nothing: Option<Buffer>,
+    ) -> Builder<'a> {
+        let (leaves, slots, leaf_bytes) = Default::default();
+        Builder { gpu, options, act, leaves, slots, nothing, leaf_bytes }
+    }
+
     /// Lowers every live op in recording order, taking and giving back slots on the way. Returns the
     /// dispatches and, for each, the node it belongs to.
     fn lower(
@@ -312,9 +387,10 @@ impl Builder<'_> {
                 return Ok(());
             }
             Home::External(buffer) => buffer.clone(),
-            Home::Input(name) => self.gpu.buffer(name, bytes)?,
+            Home::Input(name) => self.leaf(name, bytes)?,
+            Home::Literal(_) if self.nothing.is_some() => self.leaf("literal", bytes)?,
             Home::Literal(data) => {
-                let buffer = self.gpu.buffer("literal", bytes)?;
+                let buffer = self.leaf("literal", bytes)?;
                 match node.elem {
                     Elem::F16 => {
                         let half: Vec<f16> = data.iter().map(|v| f16::from_f32(*v)).collect();
@@ -327,6 +403,14 @@ impl Builder<'_> {
         };
         self.leaves.insert(id, buffer);
         Ok(())
+    }
+
+    fn leaf(&mut self, label: &str, bytes: u64) -> Result<Buffer> {
+        self.leaf_bytes.push(bytes);
+        match &self.nothing {
+            Some(nothing) => Ok(nothing.clone()),
+            None => self.gpu.buffer(label, bytes),
+        }
     }
 
     fn operand(&self, nodes: &[Node], id: usize) -> Operand {
@@ -365,7 +449,7 @@ impl Builder<'_> {
         dispatches: Vec<Dispatch>,
         owners: &[usize],
         slots: &[Buffer],
-    ) -> Result<(Vec<Step>, Vec<Launch>)> {
+    ) -> Result<(Vec<Step>, Vec<Launch>, Option<Stream>)> {
         let align = u64::from(self.gpu.caps().uniform_align).max(16);
         let mut offsets = Vec::new();
         let mut bytes = Vec::new();
@@ -378,6 +462,8 @@ impl Builder<'_> {
         if !bytes.is_empty() {
             self.gpu.write(&params, 0, &bytes)?;
         }
+        let windows = dispatches.iter().filter_map(|d| d.weight.as_ref());
+        let mut placer = Placer::new(self.gpu, self.options.stream_pool, windows)?;
         let (mut steps, mut launches) = (Vec::new(), Vec::new());
         for ((dispatch, offset), owner) in dispatches.iter().zip(offsets).zip(owners) {
             interrupted()?;
@@ -387,7 +473,12 @@ impl Builder<'_> {
             let mut own = vec![Some(Bind { buffer: params.clone(), offset, bytes: size })];
             own.extend(dispatch.args.iter().map(|arg: &Arg| arg.bind(slots)));
             let mut sets = vec![own];
-            sets.extend(dispatch.weight.as_ref().map(|chunk| chunk.binds()));
+            if let Some(window) = &dispatch.weight {
+                sets.push(match placer.as_mut().filter(|_| window.held().next().is_some()) {
+                    Some(placer) => placer.place(steps.len(), window)?,
+                    None => window.binds_with(|_| Err(unplaced()))?,
+                });
+            }
             let step = self.gpu.bind(&kernel, &sets, dispatch.groups).map_err(|e| {
                 Error::Runtime(format!("{}:{}: {e}", node.at.file(), node.at.line()))
             })?;
@@ -396,6 +487,11 @@ impl Builder<'_> {
             let (flops, weight_bytes) = (dispatch.flops, dispatch.weight_bytes);
             launches.push(Launch { op, kernel: dispatch.spec.describe(), flops, weight_bytes });
         }
-        Ok((steps, launches))
+        Ok((steps, launches, placer.map(Placer::finish)))
     }
+}
+
+/// A weight on the host that the placer never saw: a mistake in this file.
+fn unplaced() -> Error {
+    Error::Runtime("a weight on the host has no place in the pool".into())
 }

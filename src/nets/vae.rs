@@ -1,12 +1,9 @@
-//! The decoder of AutoencoderKL (Rombach et al. 2022): latents to pictures. Names as in diffusers'
-//! `autoencoder_kl.py` and `vae.py`.
+//! AutoencoderKL (Rombach et al. 2022): what its halves have in common, and the decoder, latents to pictures.
+//! Names as in diffusers' `autoencoder_kl.py` and `vae.py`.
 
-use std::path::Path;
-
-use serde::Deserialize;
-
-use super::config::{self, wrong};
 use super::resnet::ResnetBlock;
+pub use super::vae_config::VaeConfig;
+pub use super::vae_encoder::{Posterior, VaeEncoder};
 use crate::Result;
 use crate::graph::Var;
 use crate::nn::{Bias, Conv2d, GroupNorm, Linear, Loader};
@@ -14,92 +11,8 @@ use crate::ops::attention::{Attention, Mask, attention};
 use crate::ops::conv2d::Conv;
 use crate::ops::pointwise::silu;
 
-/// `config.json` of an AutoencoderKL. Absent fields have diffusers' defaults.
-#[derive(Clone, Debug, Deserialize)]
-pub struct VaeConfig {
-    #[serde(default = "defaults::latents")]
-    pub latent_channels: usize,
-    #[serde(default = "defaults::colours")]
-    pub out_channels: usize,
-    pub block_out_channels: Vec<usize>,
-    #[serde(default = "defaults::layers")]
-    layers_per_block: usize,
-    #[serde(default = "defaults::groups")]
-    norm_num_groups: usize,
-    up_block_types: Vec<String>,
-    #[serde(default = "defaults::yes")]
-    mid_block_add_attention: bool,
-    #[serde(default = "defaults::yes")]
-    use_post_quant_conv: bool,
-    /// A latent is divided by this before it is decoded; the caller does it.
-    #[serde(default = "defaults::scaling")]
-    pub scaling_factor: f64,
-    /// Added after the division; the caller does it.
-    #[serde(default)]
-    pub shift_factor: Option<f64>,
-}
-
-mod defaults {
-    pub fn latents() -> usize {
-        4
-    }
-    pub fn colours() -> usize {
-        3
-    }
-    pub fn layers() -> usize {
-        1
-    }
-    pub fn groups() -> usize {
-        32
-    }
-    pub fn scaling() -> f64 {
-        0.18215
-    }
-    pub fn yes() -> bool {
-        true
-    }
-}
-
 /// diffusers gives the autoencoder's norms this ε in code, not in the configuration.
-const EPS: f64 = 1e-6;
-
-impl VaeConfig {
-    /// Reads `config.json` of a VAE's folder (or a file of that form).
-    ///
-    /// # Errors
-    /// `Model` for blocks, activations or latent statistics that are not supported.
-    pub fn read(path: impl AsRef<Path>) -> Result<VaeConfig> {
-        let (source, fields) = config::fields(path.as_ref())?;
-        VaeConfig::from_value(&fields, &source)
-    }
-    /// As [`VaeConfig::read`], from what the file holds; `source` is its name in messages.
-    pub fn from_value(fields: &serde_json::Value, path: &Path) -> Result<VaeConfig> {
-        let rules = [
-            ("_class_name", "\"AutoencoderKL\""),
-            ("act_fn", "\"silu\""),
-            ("latents_mean", "null"),
-            ("latents_std", "null"),
-        ];
-        let config: VaeConfig = config::parse(fields, path, "the VAE decoder", &rules)?;
-        let (widths, groups) = (&config.block_out_channels, config.norm_num_groups);
-        if let Some(other) = config.up_block_types.iter().find(|t| *t != "UpDecoderBlock2D") {
-            let why = format!("`up_block_types` names {other}; supported is UpDecoderBlock2D");
-            return Err(wrong(path, why));
-        }
-        if widths.is_empty() || widths.len() != config.up_block_types.len() {
-            let why = format!("{} widths for {} blocks", widths.len(), config.up_block_types.len());
-            return Err(wrong(path, why));
-        }
-        match widths.iter().find(|c| groups == 0 || !c.is_multiple_of(groups)) {
-            Some(c) => Err(wrong(path, format!("{c} channels do not divide into {groups} groups"))),
-            None => Ok(config),
-        }
-    }
-    /// Pixels of the picture for one of the latent, along each side.
-    pub fn scale(&self) -> usize {
-        1 << (self.block_out_channels.len() - 1)
-    }
-}
+pub(super) const EPS: f64 = 1e-6;
 
 /// Attention of every pixel to every pixel, one head as wide as the stream.
 struct AttentionBlock {
@@ -142,6 +55,35 @@ impl AttentionBlock {
     }
 }
 
+/// The smallest pictures of a half: a resnet, attention, a resnet.
+pub(super) struct MidBlock {
+    before: ResnetBlock,
+    attention: Option<AttentionBlock>,
+    after: ResnetBlock,
+    path: String,
+}
+
+impl MidBlock {
+    pub(super) fn load(ld: &Loader<'_>, channels: usize, c: &VaeConfig) -> Result<MidBlock> {
+        let groups = c.norm_num_groups;
+        let resnet =
+            |i: usize| ResnetBlock::load(&ld.pp("resnets").pp(i), channels, channels, groups, EPS);
+        let attention = || AttentionBlock::load(&ld.pp("attentions.0"), channels, groups);
+        Ok(MidBlock {
+            before: resnet(0)?,
+            attention: c.mid_block_add_attention.then(attention).transpose()?,
+            after: resnet(1)?,
+            path: ld.path().to_string(),
+        })
+    }
+
+    pub(super) fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
+        let x = self.before.forward(x, None);
+        let x = self.attention.as_ref().map_or(x, |attention| attention.forward(x));
+        self.after.forward(x, None).tap(self.path.as_str())
+    }
+}
+
 struct UpBlock {
     resnets: Vec<ResnetBlock>,
     /// Nearest neighbour to twice the size, fused into the convolution after it.
@@ -175,9 +117,7 @@ impl UpBlock {
 pub struct VaeDecoder {
     post_quant_conv: Option<Linear>,
     conv_in: Conv2d,
-    mid_before: ResnetBlock,
-    mid_attention: Option<AttentionBlock>,
-    mid_after: ResnetBlock,
+    mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -189,10 +129,6 @@ impl VaeDecoder {
         let (latents, groups, decoder) = (c.latent_channels, c.norm_num_groups, ld.pp("decoder"));
         let widths: Vec<usize> = c.block_out_channels.iter().rev().copied().collect();
         let (first, last) = (widths[0], widths[widths.len() - 1]);
-        let mid = decoder.pp("mid_block");
-        let resnet =
-            |i: usize| ResnetBlock::load(&mid.pp("resnets").pp(i), first, first, groups, EPS);
-        let attention = || AttentionBlock::load(&mid.pp("attentions.0"), first, groups);
         let block = |(i, cout): (usize, &usize)| {
             let (cin, up) = (widths[i.saturating_sub(1)], i + 1 < widths.len());
             UpBlock::load(&decoder.pp("up_blocks").pp(i), cin, *cout, up, c)
@@ -201,9 +137,7 @@ impl VaeDecoder {
         Ok(VaeDecoder {
             post_quant_conv: c.use_post_quant_conv.then(quant).transpose()?,
             conv_in: decoder.conv("conv_in", latents, first, 3, Conv::default())?,
-            mid_before: resnet(0)?,
-            mid_attention: c.mid_block_add_attention.then(attention).transpose()?,
-            mid_after: resnet(1)?,
+            mid_block: MidBlock::load(&decoder.pp("mid_block"), first, c)?,
             up_blocks: widths.iter().enumerate().map(block).collect::<Result<_>>()?,
             conv_norm_out: decoder.group_norm("conv_norm_out", groups, last, EPS)?,
             conv_out: decoder.conv("conv_out", last, c.out_channels, 3, Conv::default())?,
@@ -215,9 +149,7 @@ impl VaeDecoder {
     #[track_caller]
     pub fn forward<'g>(&self, z: Var<'g>) -> Var<'g> {
         let z = self.post_quant_conv.as_ref().map_or(z, |conv| conv.forward(z));
-        let x = self.mid_before.forward(self.conv_in.forward(z).tap("decoder.conv_in"), None);
-        let x = self.mid_attention.as_ref().map_or(x, |attention| attention.forward(x));
-        let x = self.mid_after.forward(x, None).tap("decoder.mid_block");
+        let x = self.mid_block.forward(self.conv_in.forward(z).tap("decoder.conv_in"));
         let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x));
         self.conv_out.forward(silu(self.conv_norm_out.forward(x)))
     }

@@ -9,9 +9,10 @@ use crate::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use crate::nets::clip::ClipTextConfig;
 use crate::nets::controlnet::ControlNetConfig;
 use crate::nets::language::{Language, LanguageConfig};
+use crate::nets::taesd::TaesdConfig;
 use crate::nets::unet::UnetConfig;
 use crate::nets::unet2d::Unet2dConfig;
-use crate::nets::vae::{VaeConfig, VaeDecoder};
+use crate::nets::vae::VaeConfig;
 use crate::nn::Loader;
 use crate::quant::Recipe;
 use crate::tensor::Tensor;
@@ -34,6 +35,7 @@ impl Family {
             Family::Unet2d => Unet2dConfig::read(dir).map(drop),
             Family::ControlNet => ControlNetConfig::read(dir).map(drop),
             Family::Vae => VaeConfig::read(dir).map(drop),
+            Family::Taesd => TaesdConfig::read(dir).map(drop),
             Family::ClipText => ClipTextConfig::read(dir).map(drop),
             Family::Language => LanguageConfig::read(dir).map(drop),
         }
@@ -70,6 +72,7 @@ pub fn evaluate(
         Family::Unet2d => case.unet2d(),
         Family::ControlNet => case.controlnet(),
         Family::Vae => case.vae(),
+        Family::Taesd => case.taesd(),
         Family::ClipText => case.clip(),
         Family::Language => case.language(),
     }
@@ -97,7 +100,7 @@ impl Case<'_> {
 
     /// Runs a graph for one output as it is used, and again for its taps. `set` writes the inputs. The
     /// output comes first.
-    fn run(
+    pub(super) fn run(
         &self,
         graph: &Graph,
         name: &str,
@@ -131,25 +134,6 @@ impl Case<'_> {
         let mut all = outputs.iter().map(value).collect::<Result<Named>>()?;
         let taps = run(true)?.taps()?;
         all.extend(taps.into_iter().map(|(name, t)| (format!("tap.{name}"), to_torch(t))));
-        Ok(all)
-    }
-
-    fn vae(&self) -> Result<Named> {
-        let config = VaeConfig::read(self.dir)?;
-        let decoder = VaeDecoder::load(&self.loader, &config)?;
-        let mut all = Named::new();
-        for (input, output) in [("z", "decoded"), ("z_tiled", "decoded_full")] {
-            if input != "z" && self.find(input).is_none() {
-                continue;
-            }
-            let (shape, z) = to_nhwc(self.input(input, 4)?);
-            let graph = Graph::new(self.act);
-            let picture = decoder.forward(graph.input("z", shape, self.act));
-            let values = self.run(&graph, output, picture, |plan| plan.set("z", &z))?;
-            // The taps of the golden file are those of the first run.
-            let first = all.is_empty();
-            all.extend(values.into_iter().filter(|(name, _)| first || name == output));
-        }
         Ok(all)
     }
 
@@ -189,7 +173,7 @@ pub(super) fn to_nhwc(tensor: &Tensor) -> ([usize; 4], Vec<f32>) {
 }
 
 /// `[B, H, W, C]` → `[B, C, H, W]`; other ranks stay.
-fn to_torch(tensor: Tensor) -> Tensor {
+pub(super) fn to_torch(tensor: Tensor) -> Tensor {
     let [n, h, w, c] = tensor.shape[..] else { return tensor };
     Tensor::f32(&[n, c, h, w], swap(&tensor.to_f32(), n, h * w, c))
 }

@@ -39,7 +39,8 @@ impl Compared {
 pub struct VerifyReport {
     /// The folder's name.
     pub case: String,
-    /// `unet`, `unet2d`, `controlnet`, `vae`, `clip_text` or a language model's family; another where it is not supported.
+    /// `unet`, `unet2d`, `controlnet`, `vae`, `taesd`, `clip_text` or a language model's family; another
+    /// where it is not supported.
     pub family: String,
     pub weights: String,
     /// Largest `rel_l2` that passes, where no `max_abs_limit` decides.
@@ -64,6 +65,7 @@ pub enum Family {
     Unet2d,
     ControlNet,
     Vae,
+    Taesd,
     ClipText,
     /// Any of [`FAMILIES`].
     Language,
@@ -77,6 +79,7 @@ impl Family {
             Family::Unet2d => "unet2d",
             Family::ControlNet => "controlnet",
             Family::Vae => "vae",
+            Family::Taesd => "taesd",
             Family::ClipText => "clip_text",
             Family::Language => "language model",
         }
@@ -85,7 +88,7 @@ impl Family {
     pub fn recipe(self) -> &'static str {
         match self {
             Family::Unet | Family::Unet2d | Family::ControlNet => "unet",
-            Family::Vae => "vae",
+            Family::Vae | Family::Taesd => "vae",
             Family::ClipText => "text_encoder",
             Family::Language => "llm",
         }
@@ -101,6 +104,7 @@ impl Family {
                 "UNet2DModel" => Ok(Family::Unet2d),
                 "ControlNetModel" => Ok(Family::ControlNet),
                 "AutoencoderKL" => Ok(Family::Vae),
+                "AutoencoderTiny" => Ok(Family::Taesd),
                 "clip_text_model" => Ok(Family::ClipText),
                 name if FAMILIES.contains(&name) => Ok(Family::Language),
                 other => Err(other.to_string()),
@@ -110,7 +114,7 @@ impl Family {
         let by_field = [
             ("controlnet_conditioning_channel_order", Ok(Family::ControlNet)),
             ("cross_attention_dim", Ok(Family::Unet)),
-            ("encoder_block_out_channels", Err("AutoencoderTiny")),
+            ("encoder_block_out_channels", Ok(Family::Taesd)),
             ("latent_channels", Ok(Family::Vae)),
             ("down_block_types", Ok(Family::Unet2d)),
             ("projection_dim", Ok(Family::ClipText)),
@@ -195,7 +199,8 @@ pub fn verify_as(
         Err(other) => {
             report.unsupported = Some(format!(
                 "{other} is not supported; supported are UNet2DConditionModel, UNet2DModel, \
-                 ControlNetModel, AutoencoderKL (decoder), CLIPTextModel and the language models {}",
+                 ControlNetModel, AutoencoderKL, AutoencoderTiny, CLIPTextModel and the language \
+                 models {}",
                 FAMILIES.join(", ")
             ));
             report.family = other;

@@ -40,6 +40,16 @@ pub enum Offset {
 }
 
 impl Format {
+    /// The format that a spec asks for; `cubic` is chosen only when there are values.
+    pub fn of(spec: &QuantSpec) -> Format {
+        match *spec {
+            QuantSpec::F32 => Format::F32,
+            QuantSpec::F16 => Format::F16,
+            QuantSpec::Q8 { group } => Format::Q8 { group },
+            QuantSpec::Q4 { group, .. } => Format::Q4 { group, cubic: 0.0, offset: Offset::None },
+        }
+    }
+
     /// Elements in one word of 32 bits.
     pub fn per_word(&self) -> usize {
         match self {
@@ -56,6 +66,14 @@ impl Format {
             Format::F32 | Format::F16 => None,
             Format::Q8 { group } | Format::Q4 { group, .. } => Some(*group),
         }
+    }
+
+    /// Bytes of words, scales and offsets of a weight in this format, padding included.
+    pub fn bytes(&self, layout: &Layout) -> usize {
+        let words = layout.rows * layout.row_stride() / self.per_word();
+        let scales = self.group().map_or(0, |g| (layout.rows * layout.row_groups(g)).div_ceil(2));
+        let offsets = if self.offset() == Offset::None { 0 } else { scales };
+        4 * (words + scales + offsets)
     }
 
     /// What each group has besides its scale.
@@ -112,18 +130,11 @@ impl Packed {
             )));
         }
         check_range(values, spec)?;
-        let format = match *spec {
-            QuantSpec::F32 => Format::F32,
-            QuantSpec::F16 => Format::F16,
-            QuantSpec::Q8 { group } => Format::Q8 { group },
-            QuantSpec::Q4 { group, levels: Levels::Uniform, .. } => {
-                Format::Q4 { group, cubic: 0.0, offset: Offset::None }
-            }
-            QuantSpec::Q4 { group, levels: Levels::Cubic, search } => {
-                let cubic = choose_cubic(values, layout, group, search, importance);
-                Format::Q4 { group, cubic, offset: Offset::None }
-            }
-        };
+        let mut format = Format::of(spec);
+        if let QuantSpec::Q4 { group, levels: Levels::Cubic, search } = *spec {
+            let cubic = choose_cubic(values, layout, group, search, importance);
+            format = Format::Q4 { group, cubic, offset: Offset::None };
+        }
         let search = match spec {
             QuantSpec::Q4 { search, .. } => *search,
             _ => Search::Absmax,

@@ -7,7 +7,7 @@ use super::WeightStore;
 use super::config::parse_json;
 use super::gguf_store::transpose;
 use crate::quant::file::{FileHeader, METADATA_KEY, PackedHeader, Scheme, VERSION};
-use crate::quant::{Layout, Offset, Packed, QuantSpec, conv_to_rows, rows_to_conv};
+use crate::quant::{Format, Layout, Offset, Packed, QuantSpec, conv_to_rows, rows_to_conv};
 use crate::{Error, Result};
 
 impl WeightStore {
@@ -179,6 +179,28 @@ impl WeightStore {
             view.expect_shape(&[len])?;
         }
         view.to_f32()
+    }
+
+    /// Layout and format that [`WeightStore::pack_as`] would give this weight, without reading its
+    /// values: an estimate where another program quantized the file.
+    pub fn outline(
+        &self,
+        name: &str,
+        shape: &[usize],
+        spec: &QuantSpec,
+    ) -> Result<(Layout, Format)> {
+        self.expect(name, shape)?;
+        let layout = layout_of(shape).ok_or_else(|| {
+            Error::Runtime(format!("tensor `{name}`: a weight has 2 or 4 axes, not {shape:?}"))
+        })?;
+        let format = match self.quantized() {
+            None => Format::of(spec),
+            Some(header) => header.tensors.get(name).map_or(Format::F16, |h| match h.scheme {
+                Scheme::Int4 => Format::Q4 { group: h.group, cubic: h.c as f32, offset: h.offset },
+                Scheme::Int8 => Format::Q8 { group: h.group },
+            }),
+        };
+        Ok((layout, format))
     }
 
     /// All values of a tensor as f32 in PyTorch's own order, a packed weight decoded.

@@ -1,23 +1,24 @@
 //! Nets against golden tensors of diffusers and transformers (tests/golden/README.md), fast kernels
 //! against reference kernels on packed weights. Language models are in language.rs.
 
+mod autoencoders;
 #[path = "../common/device.rs"]
 mod device;
 mod diffusion;
 mod language;
+mod tiling;
 
 use std::path::{Path, PathBuf};
 
 use device::gpu;
 use inknib::gpu::Elem;
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
-use inknib::nets::vae::{VaeConfig, VaeDecoder};
 use inknib::nn::Loader;
 use inknib::probe::verify::{Family, VerifyReport, golden, verify, verify_as};
 use inknib::probe::{evaluate, recipe};
 use inknib::quant::{QuantSpec, Recipe};
 use inknib::tensor::Tensor;
-use inknib::weights::{WeightStore, read_tensors};
+use inknib::weights::WeightStore;
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
@@ -55,9 +56,13 @@ fn check(case: &str, outputs: usize, not_compared: &[&str]) {
 }
 
 #[test]
-fn vae_decoder() {
-    let encoder = ["logvar", "mean", "tap.encoder.down_blocks.0", "tap.encoder.mid_block"];
-    check("vae_kl", 7, &encoder);
+fn vae() {
+    check("vae_kl", 11, &[]);
+}
+
+#[test]
+fn taesd() {
+    check("taesd", 6, &[]);
 }
 
 /// f16 activations round every stored value by 2⁻¹¹ (3e-4 in the mean); some tens of stores on the
@@ -68,9 +73,17 @@ fn f16_activations_stay_near() {
         println!("skipped: this device stores no f16");
         return;
     };
-    for case in
-        ["clip_l", "unet_sd15", "unet_sdxl", "unet_lcm", "controlnet", "unet2d", "vae_kl", "llama"]
-    {
+    for case in [
+        "clip_l",
+        "unet_sd15",
+        "unet_sdxl",
+        "unet_lcm",
+        "controlnet",
+        "unet2d",
+        "vae_kl",
+        "taesd",
+        "llama",
+    ] {
         let report = verify_as(folder(case), "fp16", Kernels::Fast, Elem::F16, gpu).unwrap();
         let worst = report.outputs.iter().map(|c| c.rel_l2).fold(0.0, f64::max);
         println!("{case} f16 activations: worst {worst:.2e}");
@@ -100,6 +113,7 @@ fn int4_fast_is_int4_reference() {
         ("unet2d", Family::Unet2d),
         ("controlnet", Family::ControlNet),
         ("vae_kl", Family::Vae),
+        ("taesd", Family::Taesd),
         ("llama", Family::Language),
     ];
     for (case, family) in cases {
@@ -134,39 +148,6 @@ fn int4_is_sane() {
         let report = verify(folder(case), "int4", Kernels::Fast, gpu).unwrap();
         assert!(report.passed, "{report:#?}");
     }
-}
-
-/// Names and shapes that diffusers wrote before version 0.12.
-#[test]
-fn vae_attention_under_its_old_names() {
-    let Some(gpu) = gpu() else { return };
-    let dir = folder("vae_kl");
-    let renames =
-        [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
-    let mut tensors = read_tensors(&dir).unwrap();
-    for (name, tensor) in &mut tensors {
-        for (new, old) in renames {
-            if name.contains("mid_block.attentions") && name.contains(new) {
-                *name = name.replace(new, old);
-                if tensor.shape.len() == 2 {
-                    tensor.shape.extend([1, 1]);
-                }
-            }
-        }
-    }
-    let (config, recipe) = (VaeConfig::read(&dir).unwrap(), Recipe::uniform(QuantSpec::F32));
-    let old = WeightStore::from_tensors(&tensors).unwrap();
-    assert!(old.contains("decoder.mid_block.attentions.0.proj_attn.weight"));
-    let pictures = [old, WeightStore::open(&dir).unwrap()].map(|store| {
-        let decoder = VaeDecoder::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
-        let graph = Graph::new(Elem::F32);
-        let z = graph.literal([1, 2, 2, 4], (0..16).map(|i| (i as f32).sin()).collect());
-        graph.output("picture", decoder.forward(z));
-        let plan = Plan::new(gpu, &graph, &PlanOptions::default()).unwrap();
-        plan.run().unwrap();
-        plan.read("picture").unwrap()
-    });
-    assert_eq!(pictures[0], pictures[1]);
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn activations_sums_products_and_gates() {
                     let e = nmse(&got, &want);
                     assert!(e <= tolerance(act), "{name} {kernels:?} {act:?} {rows}x{c}: {e:.2e}");
                 };
-                for f in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh] {
+                for f in [Act::Silu, Act::Gelu, Act::QuickGelu, Act::GeluTanh, Act::Relu] {
                     let y =
                         eval(gpu, kernels, act, |g| activate(g.literal([rows, c], a.clone()), f));
                     check("activation", y, a.iter().map(|x| f.oracle(f64::from(*x))).collect());

@@ -263,3 +263,17 @@ fn a_sampling_flag_turns_a_greedy_model_to_sampling() {
     assert_eq!(ask(Overrides { temperature: Some(0.7), ..Default::default() }), 0.7);
     assert_eq!(ask(Overrides { top_k: Some(1), ..Default::default() }), 0.0);
 }
+
+/// What the program carries is what the Hub has: every token, and OpenAI's own ids of ten prompts.
+#[test]
+fn the_shipped_vocabulary_is_clips() {
+    let Some(folder) = shared("data/tokenizers/clip") else { return };
+    let shipped = ClipTokenizer::shipped("<|endoftext|>").unwrap();
+    let vocabulary = json(&folder.join("vocab.json"));
+    let vocabulary = vocabulary.as_object().unwrap();
+    assert_eq!(shipped.inner().vocab_size(), vocabulary.len());
+    for (token, id) in vocabulary {
+        assert_eq!(shipped.inner().token_id(token), id.as_u64().map(|n| n as u32), "{token}");
+    }
+    assert_reference_prompts(&shipped);
+}
