@@ -15,6 +15,8 @@ pub(super) enum PerLevel {
 
 /// More resnets or transformer blocks than this in a row are a mistake in the file.
 const MOST_LAYERS: usize = 256;
+/// More channels than this likewise; sums and products of fewer do not overflow.
+const MOST_CHANNELS: usize = 1 << 20;
 
 impl PerLevel {
     /// The number of each level; `Err` is the length of a list for other levels.
@@ -251,8 +253,13 @@ impl UnetConfig {
                 self.down_block_types.len(),
             ));
         }
-        let bad = |c: &&usize| **c == 0 || groups == 0 || !c.is_multiple_of(groups);
+        let bad = |c: &&usize| {
+            **c == 0 || **c > MOST_CHANNELS || groups == 0 || !c.is_multiple_of(groups)
+        };
         match self.block_out_channels.iter().find(bad) {
+            Some(channels) if *channels > MOST_CHANNELS => Err(format!(
+                "`block_out_channels` has {channels}, at most {MOST_CHANNELS} make a UNet"
+            )),
             Some(channels) => Err(format!(
                 "{channels} channels do not divide into {groups} groups (`norm_num_groups`)"
             )),
@@ -416,5 +423,13 @@ mod tests {
         assert!(refused(", \"layers_per_block\": 1000000000000").contains("from 1 to 256"));
         let depth = ", \"transformer_layers_per_block\": 1000000000000";
         assert!(refused(depth).contains("at most 256"));
+        let widths = ", \"norm_num_groups\": 1, \"block_out_channels\": [32, 9000000000000000000]";
+        let text = format!(
+            "{{\"down_block_types\": [\"DownBlock2D\", \"DownBlock2D\"], \
+             \"up_block_types\": [\"UpBlock2D\", \"UpBlock2D\"]{widths}}}"
+        );
+        let fields = serde_json::from_str(&text).unwrap();
+        let e = UnetConfig::from_value(&fields, std::path::Path::new("config.json")).unwrap_err();
+        assert!(e.to_string().contains("at most 1048576"), "{e}");
     }
 }

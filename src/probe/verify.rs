@@ -199,7 +199,8 @@ pub fn verify_as(
         Err(other) => {
             report.unsupported = Some(format!(
                 "{other} is not supported; supported are UNet2DConditionModel, UNet2DModel, \
-                 ControlNetModel, AutoencoderKL, AutoencoderTiny, CLIPTextModel and the language models {}",
+                 ControlNetModel, AutoencoderKL, AutoencoderTiny, CLIPTextModel and the language \
+                 models {}",
                 FAMILIES.join(", ")
             ));
             report.family = other;

@@ -8,6 +8,7 @@ use inknib::nets::unet::{
     TimeConditions, Unet, UnetConfig, UnetContext, UnetTime, guidance_embedding,
 };
 use inknib::nets::unet2d::{Unet2d, Unet2dConfig};
+use inknib::weights::read_tensors;
 
 #[test]
 fn clip_with_quick_gelu() {

@@ -1,6 +1,7 @@
 //! Nets against golden tensors of diffusers and transformers (tests/golden/README.md), fast kernels
 //! against reference kernels on packed weights. Language models are in language.rs.
 
+mod architectures;
 mod autoencoders;
 #[path = "../common/device.rs"]
 mod device;
