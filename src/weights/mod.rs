@@ -19,6 +19,8 @@ mod gguf_repack;
 mod gguf_store;
 mod gptq;
 mod locate;
+pub mod lora;
+mod lora_names;
 mod packed;
 mod quantize;
 mod store;

@@ -5,6 +5,7 @@ mod autoencoders;
 #[path = "../common/device.rs"]
 mod device;
 mod language;
+mod lora;
 mod tiling;
 
 use std::path::{Path, PathBuf};
