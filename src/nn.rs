@@ -3,11 +3,13 @@
 
 mod fused;
 mod kv_cache;
+mod lora;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 pub use kv_cache::{Heads, KvCache, KvFormat};
+pub use lora::Branch;
 
 use crate::gpu::Gpu;
 use crate::graph::{Residence, Var, Vector, Weight};
@@ -18,6 +20,7 @@ use crate::ops::norm::{group_norm, layer_norm, rms_norm};
 use crate::quant::{Format, Layout, Packed, QuantSpec, Recipe};
 use crate::tensor::Tensor;
 use crate::weights::WeightStore;
+use crate::weights::lora::{Adapters, LoraNet};
 use crate::{Error, Result};
 
 /// Whether a layer has a bias.
@@ -106,6 +109,7 @@ const FLUSH_BYTES: u64 = 128 << 20;
 pub struct Loader<'a> {
     shared: Rc<Shared<'a>>,
     path: String,
+    adapters: Option<(&'a Adapters, LoraNet)>,
 }
 
 impl<'a> Loader<'a> {
@@ -126,7 +130,7 @@ impl<'a> Loader<'a> {
         let outline = Cell::new(false);
         let shared =
             Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room, outline });
-        Loader { shared, path: String::new() }
+        Loader { shared, path: String::new(), adapters: None }
     }
 
     /// At most so many bytes of matrices become resident on the GPU; the rest stays on the host and is
@@ -145,7 +149,7 @@ impl<'a> Loader<'a> {
 
     /// The place `name` below this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Loader<'a> {
-        Loader { shared: self.shared.clone(), path: self.name(name) }
+        Loader { shared: self.shared.clone(), path: self.name(name), adapters: self.adapters }
     }
     /// The dotted path of this place; empty at the root.
     pub fn path(&self) -> &str {
@@ -262,7 +266,11 @@ impl<'a> Loader<'a> {
     /// `name.weight` `[n, k]` (or `[n, k, 1, 1]`) and `name.bias` `[n]`.
     pub fn linear(&self, name: &str, n: usize, k: usize, bias: Bias) -> Result<Linear> {
         let at = self.pp(name);
-        Ok(Linear { weight: at.weight("weight", &[n, k])?, bias: at.bias(n, bias)? })
+        Ok(Linear {
+            weight: at.weight("weight", &[n, k])?,
+            bias: at.bias(n, bias)?,
+            branch: at.branch([n, 1, k])?,
+        })
     }
 
     /// A square convolution: `name.weight` `[cout, cin, kernel, kernel]` and `name.bias` `[cout]`.
@@ -289,7 +297,8 @@ impl<'a> Loader<'a> {
     ) -> Result<Conv2d> {
         let at = self.pp(name);
         let weight = at.weight("weight", &[cout, cin, kernel, kernel])?;
-        Ok(Conv2d { weight, bias: at.bias(cout, bias)?, conv })
+        let branch = at.branch([cout, kernel * kernel, cin])?;
+        Ok(Conv2d { weight, bias: at.bias(cout, bias)?, conv, branch })
     }
 
     /// `name.weight` `[rows, channels]`, one row per token.
@@ -353,17 +362,24 @@ impl<'a> Loader<'a> {
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Vector>,
+    /// What LoRAs add.
+    pub branch: Option<Branch>,
 }
 
 impl Linear {
     /// `[.., K]` → `[.., N]`
     #[track_caller]
     pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
-        linear(x, &self.weight, self.bias.as_ref())
+        let y = linear(x, &self.weight, self.bias.as_ref());
+        self.branch.as_ref().map_or(y, |branch| branch.add(x, y))
     }
-    /// As [`Linear::forward`], stored as f32 whatever the graph's activations are.
+    /// As [`Linear::forward`], stored as f32 whatever the graph's activations are. For the heads of language
+    /// models, which no LoRA here changes.
     #[track_caller]
     pub fn forward_f32<'g>(&self, x: Var<'g>) -> Var<'g> {
+        if self.branch.is_some() {
+            return x.graph().invalid("a LoRA of a layer whose output stays f32".into());
+        }
         linear_f32(x, &self.weight, self.bias.as_ref())
     }
 }
@@ -374,13 +390,16 @@ pub struct Conv2d {
     pub weight: Weight,
     pub bias: Option<Vector>,
     pub conv: Conv,
+    /// What LoRAs add.
+    pub branch: Option<Branch>,
 }
 
 impl Conv2d {
     /// `[B, H, W, Cin]` → `[B, H', W', Cout]`
     #[track_caller]
     pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
-        conv2d(x, &self.weight, self.bias.as_ref(), self.conv)
+        let y = conv2d(x, &self.weight, self.bias.as_ref(), self.conv);
+        self.branch.as_ref().map_or(y, |branch| branch.add_conv(x, y, self.conv))
     }
 }
 
@@ -430,7 +449,7 @@ impl Embedding {
     }
     /// The same table as the output layer of a language model ("tied").
     pub fn as_linear(&self) -> Linear {
-        Linear { weight: self.weight.clone(), bias: None }
+        Linear { weight: self.weight.clone(), bias: None, branch: None }
     }
 }
 

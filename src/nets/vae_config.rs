@@ -37,9 +37,16 @@ pub struct VaeConfig {
     /// Added after the division; the caller does it.
     #[serde(default)]
     pub shift_factor: Option<f64>,
-    /// Side of the pictures that it was trained on, in pixels; the side of diffusers' tiles.
-    #[serde(default = "defaults::sample")]
-    pub sample_size: usize,
+    #[serde(default)]
+    sample_size: Option<Size>,
+}
+
+/// Pixels: of a square, or height and width.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Square(usize),
+    Pair([usize; 2]),
 }
 
 mod defaults {
@@ -53,9 +60,6 @@ mod defaults {
         1
     }
     pub fn groups() -> usize {
-        32
-    }
-    pub fn sample() -> usize {
         32
     }
     pub fn scaling() -> f64 {
@@ -105,6 +109,14 @@ impl VaeConfig {
     /// Pixels of the picture for one of the latent, along each side.
     pub fn scale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
+    }
+    /// Side, in pixels of the latent, of the tiles that diffusers would take.
+    pub fn tile_side(&self) -> usize {
+        let side = match self.sample_size {
+            Some(Size::Square(side) | Size::Pair([side, _])) => side,
+            None => 32,
+        };
+        side / self.scale()
     }
     /// What a sampler works on, of a latent as the encoder gives it: `(z − shift) · scaling factor`.
     pub fn scaled(&self, z: &[f32]) -> Vec<f32> {

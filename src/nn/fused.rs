@@ -55,6 +55,9 @@ impl Loader<'_> {
             Bias::IfPresent if !self.contains("bias") => None,
             _ => Some(self.shared.store.vector(&self.name("bias"), packed.layout.rows)?),
         };
+        let channels = packed.layout.channels;
+        let low_rank = self.low_rank([packed.layout.rows, 1, channels])?;
+        let down = low_rank.as_ref().map(|low| self.upload_down(low, 1, channels)).transpose()?;
         let mut layers = Vec::with_capacity(L);
         let mut first = 0;
         for count in rows {
@@ -70,7 +73,10 @@ impl Loader<'_> {
             let bias = |values: &Vec<f32>| -> Result<Vector> {
                 self.upload_vector(part(&self.name("bias")), &values[range.clone()])
             };
-            layers.push(Linear { weight, bias: biases.as_ref().map(bias).transpose()? });
+            let bias = biases.as_ref().map(bias).transpose()?;
+            let branch = low_rank.as_ref().zip(down.clone());
+            let branch = branch.map(|(low, down)| self.upload_up(low, down, range.clone()));
+            layers.push(Linear { weight, bias, branch: branch.transpose()? });
             first += count;
         }
         // One layer was pushed for each count.

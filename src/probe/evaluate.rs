@@ -16,6 +16,7 @@ use crate::nets::vae::VaeConfig;
 use crate::nn::Loader;
 use crate::quant::Recipe;
 use crate::tensor::Tensor;
+use crate::weights::lora::{Adapters, LoraNet};
 use crate::weights::{WeightStore, read_json};
 use crate::{Error, Result};
 
@@ -62,11 +63,30 @@ pub fn evaluate(
     act: Elem,
     gpu: &Gpu,
 ) -> Result<Named> {
+    evaluate_with(dir, golden, recipe, kernels, act, gpu, &Adapters::default())
+}
+
+/// As [`evaluate`], with LoRAs beside the net's layers.
+pub fn evaluate_with(
+    dir: &Path,
+    golden: &[(String, Tensor)],
+    recipe: &Recipe,
+    kernels: Kernels,
+    act: Elem,
+    gpu: &Gpu,
+    adapters: &Adapters,
+) -> Result<Named> {
     let config = read_json(dir, "config.json")?;
     let family = Family::detect(&config)
         .map_err(|other| Error::Model(format!("{}: {other} is not supported", dir.display())))?;
     let store = WeightStore::open(dir)?;
-    let case = Case { dir, golden, kernels, act, gpu, loader: Loader::new(gpu, &store, recipe) };
+    let loader = Loader::new(gpu, &store, recipe);
+    let loader = match family {
+        Family::Unet => loader.with_adapters(adapters, LoraNet::Unet)?,
+        Family::ClipText => loader.with_adapters(adapters, LoraNet::TextEncoder)?,
+        _ => loader,
+    };
+    let case = Case { dir, golden, kernels, act, gpu, loader };
     match family {
         Family::Unet => case.unet(),
         Family::Unet2d => case.unet2d(),

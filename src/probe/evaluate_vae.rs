@@ -2,7 +2,8 @@
 
 use super::evaluate::{Case, Named, to_nhwc, to_torch};
 use crate::Result;
-use crate::graph::{Graph, Var};
+use crate::diffusion::tiling::{Coder, Pixels};
+use crate::graph::{Graph, PlanOptions, Var};
 use crate::nets::taesd::{TaesdConfig, TaesdDecoder, TaesdEncoder};
 use crate::nets::vae::{Posterior, VaeConfig, VaeDecoder, VaeEncoder};
 use crate::tensor::Tensor;
@@ -16,6 +17,7 @@ impl Case<'_> {
             let whole = self.half("z_tiled", "decoded_full", |z| decoder.forward(z))?;
             // The taps of the golden file are those of the first run.
             all.extend(whole.into_iter().take(1));
+            all.push(("decoded_tiled".into(), self.tiled(&config, &decoder)?));
         }
         if self.find("image").is_some() {
             let encoder = VaeEncoder::load(&self.loader, &config)?;
@@ -35,6 +37,17 @@ impl Case<'_> {
             all.extend(self.half("image", "encoded", |image| encoder.forward(image))?);
         }
         Ok(all)
+    }
+
+    /// `z_tiled` in diffusers' tiles.
+    fn tiled(&self, config: &VaeConfig, decoder: &VaeDecoder) -> Result<Tensor> {
+        let (shape, values) = to_nhwc(self.input("z_tiled", 4)?);
+        let mut coder = Coder::decoder(self.gpu, config.scale(), decoder);
+        coder.act = self.act;
+        coder.plan = PlanOptions { kernels: self.kernels, poison: true, ..Default::default() };
+        let picture =
+            coder.run(&Pixels { shape, values }, Some(config.tile_side()), &mut |_, _| ())?;
+        Ok(to_torch(Tensor::f32(&picture.shape, picture.values)))
     }
 
     /// A net from a picture or latent to another: its output, then its taps.

@@ -14,4 +14,4 @@ pub mod selftest;
 mod selftest_cases;
 pub mod verify;
 
-pub use evaluate::{Named, evaluate, recipe};
+pub use evaluate::{Named, evaluate, evaluate_with, recipe};

@@ -28,6 +28,8 @@ mod image_store;
 #[cfg(test)]
 mod image_tests;
 mod locate;
+pub mod lora;
+mod lora_names;
 mod packed;
 mod quantize;
 mod store;

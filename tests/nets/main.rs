@@ -7,6 +7,7 @@ mod autoencoders;
 mod device;
 mod diffusion;
 mod language;
+mod lora;
 mod textual_inversion;
 mod tiling;
 
