@@ -12,10 +12,11 @@ pub use kv_cache::{Heads, KvCache, KvFormat};
 use crate::gpu::Gpu;
 use crate::graph::{Residence, Var, Vector, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
-use crate::ops::embed::{embed, embed_range};
+use crate::ops::embed::{embed, embed_range, embed_stacked};
 use crate::ops::matmul::{linear, linear_f32};
 use crate::ops::norm::{group_norm, layer_norm, rms_norm};
-use crate::quant::{Format, Packed, Recipe};
+use crate::quant::{Format, Layout, Packed, QuantSpec, Recipe};
+use crate::tensor::Tensor;
 use crate::weights::WeightStore;
 use crate::{Error, Result};
 
@@ -287,7 +288,7 @@ impl<'a> Loader<'a> {
 
     /// `name.weight` `[rows, channels]`, one row per token.
     pub fn embedding(&self, name: &str, rows: usize, channels: usize) -> Result<Embedding> {
-        Ok(Embedding { weight: self.pp(name).weight("weight", &[rows, channels])? })
+        Ok(Embedding { weight: self.pp(name).weight("weight", &[rows, channels])?, added: None })
     }
 
     /// `name.weight` `[rows, channels]`, whose first rows are added to a stream of tokens.
@@ -381,13 +382,40 @@ impl Conv2d {
 #[derive(Clone, Debug)]
 pub struct Embedding {
     pub weight: Weight,
+    /// Rows behind the checkpoint's own.
+    added: Option<Weight>,
 }
 
 impl Embedding {
+    /// Puts `[rows, channels]` behind the table's own rows, in f32; None takes them away again. Ids from
+    /// the table's number of rows on then mean them.
+    pub fn set_added(&mut self, gpu: &Gpu, rows: Option<&Tensor>) -> Result<()> {
+        self.added = None;
+        let Some(rows) = rows else { return Ok(()) };
+        let channels = self.weight.channels();
+        let [count, own] = rows.shape[..] else {
+            return Err(Error::Model(format!(
+                "added rows of shape {:?}, not two axes",
+                rows.shape
+            )));
+        };
+        if own != channels {
+            return Err(Error::Model(format!(
+                "added rows of {own} channels for a table of {channels}; they belong to another model"
+            )));
+        }
+        let layout = Layout::linear(count, channels);
+        let packed = Packed::pack(&rows.to_f32(), layout, &QuantSpec::F32, None)?;
+        self.added = Some(Weight::upload(gpu, "added rows", &packed)?);
+        Ok(())
+    }
     /// u32 `[B, S]` → `[B, S, C]`
     #[track_caller]
     pub fn forward<'g>(&self, ids: Var<'g>) -> Var<'g> {
-        embed(ids, &self.weight)
+        match &self.added {
+            Some(added) => embed_stacked(ids, &[&self.weight, added]),
+            None => embed(ids, &self.weight),
+        }
     }
     /// Rows `start .. start + count` (start u32 `[1]`) → `[1, count, C]`: learned positions.
     #[track_caller]

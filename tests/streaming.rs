@@ -8,7 +8,7 @@ use std::path::Path;
 use device::gpu;
 use inknib::gpu::{Elem, Gpu, GpuOptions};
 use inknib::graph::{Graph, Plan, PlanOptions};
-use inknib::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
+use inknib::nets::unet::{TimeConditions, Unet, UnetConfig, UnetContext, UnetTime};
 use inknib::nn::Loader;
 use inknib::quant::{QuantSpec, Recipe};
 use inknib::weights::WeightStore;
@@ -36,7 +36,7 @@ fn predict(gpu: &Gpu, spec: QuantSpec, room: u64, pool: u64) -> Painted {
     let prompt = graph.input("prompt", [1, 7, 24], Elem::F32);
     let (t, row) = (graph.input("t", [1], Elem::F32), graph.input("row", [1], Elem::U32));
     let kv = context.keys_values(prompt);
-    graph.output("eps", unet.forward(x, &time.table(t), row, &kv));
+    graph.output("eps", unet.forward(x, &time.table(t, &TimeConditions::default()), row, &kv));
     let options = PlanOptions { stream_pool: pool, ..Default::default() };
     let plan = Plan::new(gpu, &graph, &options).unwrap();
     plan.set("x", &wave(8 * 8 * 4)).unwrap();
@@ -107,14 +107,22 @@ fn what_is_measured_is_what_is_taken() {
             let x = graph.input("x", [2, 8, 8, 4], Elem::F32);
             let prompt = graph.input("prompt", [2, 7, 24], Elem::F32);
             let (t, row) = (graph.input("t", [1], Elem::F32), graph.input("row", [2], Elem::U32));
-            graph.output("eps", unet.forward(x, &time.table(t), row, &context.keys_values(prompt)));
+            graph.output(
+                "eps",
+                unet.forward(
+                    x,
+                    &time.table(t, &TimeConditions::default()),
+                    row,
+                    &context.keys_values(prompt),
+                ),
+            );
             graph
         };
         let (real, outline) =
             (Loader::new(gpu, &store, &recipe), Loader::outline(gpu, &store, &recipe));
         let plan = Plan::new(gpu, &build(&real), &PlanOptions::default()).unwrap();
-        let measured = Plan::measure(gpu, &build(&outline), &PlanOptions::default()).unwrap();
-        assert_eq!(measured, plan.activation_bytes(), "{spec:?}");
+        let measured = Plan::footprint(gpu, &build(&outline), &PlanOptions::default()).unwrap();
+        assert_eq!(measured.activations, plan.activation_bytes(), "{spec:?}");
         // A buffer is rounded up to 16 bytes; a tensor has two at most.
         let (real, outline) = (real.report(), outline.report());
         assert_eq!(real.tensors.len(), outline.tensors.len());

@@ -33,6 +33,11 @@ impl Ledger {
         self.peak.load(Ordering::Relaxed)
     }
 
+    /// Bytes that the budget still allows; without a budget, more than there are.
+    pub fn free(&self) -> u64 {
+        self.budget.saturating_sub(self.used())
+    }
+
     fn take(&self, label: &str, bytes: u64) -> Result<()> {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if used > self.budget {
@@ -48,6 +53,11 @@ impl Ledger {
         self.peak.fetch_max(used, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// Bytes of the buffer that is made where so many are asked for.
+pub fn buffer_bytes(bytes: u64) -> u64 {
+    bytes.max(16).next_multiple_of(16)
 }
 
 /// `12.5 MiB`
@@ -80,7 +90,7 @@ impl Buffer {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Buffer> {
-        let bytes = bytes.max(16).next_multiple_of(16);
+        let bytes = buffer_bytes(bytes);
         let limit = device.limits().max_buffer_size;
         if bytes > limit {
             return Err(Error::OutOfMemory(format!(

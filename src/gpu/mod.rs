@@ -9,7 +9,7 @@ mod link;
 mod queue;
 mod spec;
 
-pub use buffer::{Buffer, Ledger, mib};
+pub use buffer::{Buffer, Ledger, buffer_bytes, mib};
 pub use caps::{Caps, Without};
 pub use device::{
     AdapterSummary, Gpu, GpuOptions, adapters, interrupt, interrupted, prepare_environment,

@@ -19,7 +19,7 @@ use std::panic::Location;
 use std::rc::Rc;
 
 pub use lower::{Arg, Dispatch, Kernels, Lower, MAX_TRIPS, Operand};
-pub use plan::{Launch, Plan, PlanOptions};
+pub use plan::{Footprint, Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use storage::Arena;
 pub use weight::{Chunk, Residence, Vector, Weight, WeightInfo, weight_part};

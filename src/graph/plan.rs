@@ -7,7 +7,7 @@ use half::f16;
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
 use super::stream::{Placer, Stream};
 use super::{Arena, Graph, Home, Node, fuse, storage};
-use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, interrupted};
+use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, buffer_bytes, interrupted};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -58,6 +58,24 @@ pub struct Plan {
     stream: Option<Stream>,
 }
 
+/// Memory that a plan takes besides weights and what other plans hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of activations, as [`Plan::activation_bytes`] counts them.
+    pub activations: u64,
+    /// Bytes of inputs and literals.
+    pub inputs: u64,
+    /// Bytes of the largest buffer, which has to fit one binding.
+    pub largest: u64,
+}
+
+impl Footprint {
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.activations + self.inputs
+    }
+}
+
 /// Work in one submission: about a tenth of a second on a GPU, so that no watchdog of a driver fires. A
 /// software adapter has no watchdog; there it is about a second, which Ctrl-C may have to wait for.
 const FLOPS_PER_SUBMISSION_SOFTWARE: u64 = 1 << 32;
@@ -69,24 +87,13 @@ impl Plan {
     /// # Errors
     /// The graph's first shape error, a kernel that does not compile, an allocation beyond the budget.
     pub fn new(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Plan> {
-        graph.finish()?;
-        if graph.act() == Elem::F16 && !gpu.caps().f16 {
-            let name = &gpu.adapter().name;
-            return Err(Error::Usage(format!("{name} has no f16 in shaders; use f32 activations")));
-        }
-        let mut nodes = graph.nodes.borrow().clone();
+        let mut nodes = nodes(gpu, graph)?;
         let outputs = graph.outputs.borrow().clone();
         let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
         let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
         let live = live_nodes(&mut nodes, &roots, options);
 
-        let mut builder = Builder {
-            gpu,
-            options,
-            act: graph.act(),
-            leaves: HashMap::new(),
-            slots: Default::default(),
-        };
+        let mut builder = Builder::new(gpu, options, graph.act(), None);
         let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
         let slots = builder.allocate()?;
         let (steps, launches, stream) = builder.compile(&nodes, dispatches, &owners, &slots)?;
@@ -104,26 +111,26 @@ impl Plan {
         Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream })
     }
 
-    /// Bytes of activations that a plan of this graph would take, without making one. Weights may be
-    /// outlines.
+    /// What [`Plan::new`] would take for this graph, found without taking it or compiling anything.
     ///
     /// # Errors
-    /// As [`Plan::new`], except for what only a real plan can meet.
-    pub fn measure(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<u64> {
-        graph.finish()?;
-        let mut nodes = graph.nodes.borrow().clone();
-        let outputs = graph.outputs.borrow().clone();
-        let roots: Vec<usize> = outputs.iter().map(|(_, id)| *id).collect();
+    /// As [`Plan::new`], but for kernels and allocations.
+    pub fn footprint(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Footprint> {
+        let mut nodes = nodes(gpu, graph)?;
+        let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
+        let outputs = graph.outputs.borrow();
+        let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
         let live = live_nodes(&mut nodes, &roots, options);
-        let mut builder = Builder {
-            gpu,
-            options,
-            act: graph.act(),
-            leaves: HashMap::new(),
-            slots: Default::default(),
-        };
+        let nothing = gpu.buffer("nothing", 16)?;
+        let mut builder = Builder::new(gpu, options, graph.act(), Some(nothing));
         builder.lower(&nodes, &live, &roots)?;
-        Ok(builder.slots.sizes.iter().map(|bytes| bytes.max(&16).next_multiple_of(16)).sum())
+        let sizes = || builder.slots.sizes.iter().map(|bytes| buffer_bytes(*bytes));
+        let leaves = || builder.leaf_bytes.iter().map(|bytes| buffer_bytes(*bytes));
+        Ok(Footprint {
+            activations: sizes().sum(),
+            inputs: leaves().sum(),
+            largest: sizes().chain(leaves()).max().unwrap_or(0),
+        })
     }
 
     /// Writes an input: f32 values are stored as the input's element type.
@@ -148,6 +155,11 @@ impl Plan {
     /// The memory of an input or output, to connect plans.
     pub fn buffer(&self, name: &str) -> Result<&Buffer> {
         self.named(name).map(|n| &n.buffer)
+    }
+
+    /// The shape of an input or output.
+    pub fn shape(&self, name: &str) -> Result<super::Shape> {
+        self.named(name).map(|n| n.shape)
     }
 
     /// Runs everything; returns when the work is submitted (reads wait for it).
@@ -257,6 +269,16 @@ fn check_len(name: &str, named: &Named, len: usize) -> Result<()> {
     Err(Error::Runtime(format!("input {name} has shape {:?}, got {len} values", named.shape)))
 }
 
+/// The nodes of a graph that this device can run.
+fn nodes(gpu: &Gpu, graph: &Graph) -> Result<Vec<Node>> {
+    graph.finish()?;
+    if graph.act() == Elem::F16 && !gpu.caps().f16 {
+        let name = &gpu.adapter().name;
+        return Err(Error::Usage(format!("{name} has no f16 in shaders; use f32 activations")));
+    }
+    Ok(graph.nodes.borrow().clone())
+}
+
 fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec<bool> {
     let mut kept: HashSet<usize> = roots.iter().copied().collect();
     if options.no_fusion {
@@ -283,9 +305,23 @@ struct Builder<'a> {
     act: Elem,
     leaves: HashMap<usize, Buffer>,
     slots: storage::Slots,
+    /// Stands for every buffer where nothing is to be allocated.
+    nothing: Option<Buffer>,
+    /// Bytes of each input and literal.
+    leaf_bytes: Vec<u64>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    fn new(
+        gpu: &'a Gpu,
+        options: &'a PlanOptions,
+        act: Elem,
+        nothing: Option<Buffer>,
+    ) -> Builder<'a> {
+        let (leaves, slots, leaf_bytes) = Default::default();
+        Builder { gpu, options, act, leaves, slots, nothing, leaf_bytes }
+    }
+
     /// Lowers every live op in recording order, taking and giving back slots on the way. Returns the
     /// dispatches and, for each, the node it belongs to.
     fn lower(
@@ -351,9 +387,10 @@ impl Builder<'_> {
                 return Ok(());
             }
             Home::External(buffer) => buffer.clone(),
-            Home::Input(name) => self.gpu.buffer(name, bytes)?,
+            Home::Input(name) => self.leaf(name, bytes)?,
+            Home::Literal(_) if self.nothing.is_some() => self.leaf("literal", bytes)?,
             Home::Literal(data) => {
-                let buffer = self.gpu.buffer("literal", bytes)?;
+                let buffer = self.leaf("literal", bytes)?;
                 match node.elem {
                     Elem::F16 => {
                         let half: Vec<f16> = data.iter().map(|v| f16::from_f32(*v)).collect();
@@ -366,6 +403,14 @@ impl Builder<'_> {
         };
         self.leaves.insert(id, buffer);
         Ok(())
+    }
+
+    fn leaf(&mut self, label: &str, bytes: u64) -> Result<Buffer> {
+        self.leaf_bytes.push(bytes);
+        match &self.nothing {
+            Some(nothing) => Ok(nothing.clone()),
+            None => self.gpu.buffer(label, bytes),
+        }
     }
 
     fn operand(&self, nodes: &[Node], id: usize) -> Operand {

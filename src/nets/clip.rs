@@ -7,11 +7,13 @@ use serde::Deserialize;
 
 use super::config::{self, wrong};
 use crate::Result;
+use crate::gpu::Gpu;
 use crate::graph::Var;
 use crate::nn::{Bias, Embedding, LayerNorm, Linear, Loader, Positions};
 use crate::ops::attention::{Attention, Mask, attention};
 use crate::ops::embed::take_row;
 use crate::ops::pointwise::{Act, activate};
+use crate::tensor::Tensor;
 
 /// `config.json` of a CLIP text encoder. Absent fields have transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -209,6 +211,11 @@ impl ClipText {
     /// Whether it has the projection that `text_embeds` needs.
     pub fn projects(&self) -> bool {
         self.text_projection.is_some()
+    }
+
+    /// Puts vectors `[n, C]` of textual inversion behind the token table: ids from `vocab_size` on.
+    pub fn set_added_tokens(&mut self, gpu: &Gpu, rows: Option<&Tensor>) -> Result<()> {
+        self.token_embedding.set_added(gpu, rows)
     }
 
     /// Token ids u32 `[B, S]` → the last hidden state `[B, S, C]`, after the final norm: the context

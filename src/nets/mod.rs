@@ -3,6 +3,7 @@
 
 pub mod clip;
 mod config;
+pub mod controlnet;
 mod gpt2;
 pub mod language;
 mod llama;
@@ -14,6 +15,7 @@ mod rotary;
 pub mod taesd;
 mod transformer;
 pub mod unet;
+pub mod unet2d;
 mod unet_block;
 mod unet_config;
 mod unet_hoisted;

@@ -16,9 +16,9 @@ pub(super) enum Class {
     Condition,
     /// ControlNetModel, which has no way up.
     ControlNet,
-    /// UNet2DModel, which has no prompt; with groups of the norm in the middle's attention, if there
-    /// is one.
-    Unconditional { mid_groups: Option<usize> },
+    /// UNet2DModel, which has no prompt: channels of a head (`None` for one head of all channels), and
+    /// groups of the norm in the middle's attention, if there is one.
+    Unconditional { head_channels: Option<usize>, mid_groups: Option<usize> },
 }
 
 /// `config.json` of a UNet2DConditionModel. Absent fields have diffusers' defaults.
@@ -71,11 +71,11 @@ pub struct UnetConfig {
     #[serde(default)]
     pub time_cond_proj_dim: Option<usize>,
     #[serde(default)]
-    addition_embed_type: Option<String>,
+    pub(super) addition_embed_type: Option<String>,
     #[serde(default)]
-    addition_time_embed_dim: Option<usize>,
+    pub(super) addition_time_embed_dim: Option<usize>,
     #[serde(default)]
-    projection_class_embeddings_input_dim: Option<usize>,
+    pub(super) projection_class_embeddings_input_dim: Option<usize>,
     #[serde(default)]
     pub(super) sample_size: Option<PerLevel>,
     #[serde(skip)]

@@ -25,6 +25,13 @@ impl PerLevel {
             PerLevel::Each(list) => Err(list.len()),
         }
     }
+    /// The first of a list.
+    fn first(&self) -> PerLevel {
+        match self {
+            PerLevel::All(n) => PerLevel::All(*n),
+            PerLevel::Each(list) => PerLevel::All(list.first().copied().unwrap_or(0)),
+        }
+    }
 }
 
 /// Transformer blocks in each transformer: a number, or one per level, or per level one for each
@@ -206,20 +213,16 @@ impl UnetConfig {
         let last = levels - 1;
         let down = net.down(|i, count| {
             self.behind("down_block_types", &self.down_block_types[i], count, |n| {
-                self.transformers(i, heads[i], &down_depths[i], n)
+                self.attentions(i, heads[i], &down_depths[i], n)
             })
         })?;
-        let middle = || match &down_depths[last] {
-            PerLevel::All(depth) => *depth,
-            PerLevel::Each(list) => list.first().copied().unwrap_or(0),
-        };
-        let middle = || self.transformers(last, heads[last], &PerLevel::All(middle()), 1);
+        let middle = || self.attentions(last, heads[last], &down_depths[last].first(), 1);
         let mid = match (self.class, self.mid_block_type.as_deref()) {
             (_, None) => None,
-            (Class::Unconditional { mid_groups: Some(groups) }, _) => {
-                Some(net.mid(2, vec![Attend::Pixels { heads: heads[last], groups }]))
+            (Class::Unconditional { mid_groups: Some(groups), .. }, _) => {
+                Some(net.mid(2, self.with_groups(middle()?, groups)?))
             }
-            (Class::Unconditional { mid_groups: None }, _) => Some(net.mid(2, Vec::new())),
+            (Class::Unconditional { mid_groups: None, .. }, _) => Some(net.mid(2, Vec::new())),
             (_, Some("UNetMidBlock2D")) => Some(net.mid(1, Vec::new())),
             (_, Some(_)) => Some(net.mid(2, middle()?)),
         };
@@ -229,7 +232,7 @@ impl UnetConfig {
         let up = net.up(|i, count| {
             let level = last - i;
             self.behind("up_block_types", &self.up_block_types[i], count, |n| {
-                self.transformers(level, heads[level], &up_depths[i], n)
+                self.attentions(level, heads[level], &up_depths[i], n)
             })
         })?;
         Ok(Blocks { down, mid, up })
@@ -284,7 +287,7 @@ impl UnetConfig {
         field: &str,
         kind: &str,
         count: usize,
-        transformers: impl FnOnce(usize) -> Result<Vec<Attend>, String>,
+        attentions: impl FnOnce(usize) -> Result<Vec<Attend>, String>,
     ) -> Result<Vec<Attend>, String> {
         let side = if field.starts_with("down") { "Down" } else { "Up" };
         // An older spelling of the same blocks.
@@ -296,7 +299,7 @@ impl UnetConfig {
         };
         match family {
             Some("") => Ok(Vec::new()),
-            Some(family) if family == supported => transformers(count),
+            Some(family) if family == supported => attentions(count),
             _ => Err(format!(
                 "`{field}` names {kind}; supported are {supported}{side}Block2D and {side}Block2D"
             )),
@@ -304,21 +307,27 @@ impl UnetConfig {
     }
 
     /// `count` attentions of a level: transformers, or in an unconditional UNet attention of pixels.
-    fn transformers(
+    fn attentions(
         &self,
         level: usize,
         heads: usize,
         depths: &PerLevel,
         count: usize,
     ) -> Result<Vec<Attend>, String> {
-        let channels = self.block_out_channels[level];
+        let (channels, groups) = (self.block_out_channels[level], self.norm_num_groups);
+        if let Class::Unconditional { head_channels, .. } = self.class {
+            let size = head_channels.unwrap_or(channels);
+            return match size > 0 && channels.is_multiple_of(size) {
+                true => Ok(vec![Attend::Pixels { heads: channels / size, groups }; count]),
+                false => Err(format!(
+                    "{channels} channels do not divide into heads of {size} (`attention_head_dim`)"
+                )),
+            };
+        }
         if heads == 0 || !channels.is_multiple_of(heads) {
             return Err(format!(
                 "{channels} channels do not divide into {heads} heads (`attention_head_dim`)"
             ));
-        }
-        if matches!(self.class, Class::Unconditional { .. }) {
-            return Ok(vec![Attend::Pixels { heads, groups: self.norm_num_groups }; count]);
         }
         let depths = depths.expand(count).map_err(|n| {
             format!("`transformer_layers_per_block` has {n} entries for {count} transformers")
@@ -329,6 +338,22 @@ impl UnetConfig {
                 Ok(depths.into_iter().map(|depth| Attend::Transformer { heads, depth }).collect())
             }
         }
+    }
+
+    /// The middle's attention, whose norm may have groups of its own.
+    fn with_groups(&self, mut attentions: Vec<Attend>, n: usize) -> Result<Vec<Attend>, String> {
+        let channels = self.block_out_channels[self.block_out_channels.len() - 1];
+        if n == 0 || !channels.is_multiple_of(n) {
+            return Err(format!(
+                "{channels} channels do not divide into {n} groups (`attn_norm_num_groups`)"
+            ));
+        }
+        for attend in &mut attentions {
+            if let Attend::Pixels { groups, .. } = attend {
+                *groups = n;
+            }
+        }
+        Ok(attentions)
     }
 }
 
@@ -353,7 +378,10 @@ mod tests {
         let cross: Vec<_> = blocks.cross_attentions().collect();
         assert_eq!(cross.len(), 6);
         assert_eq!(cross[2].0, "mid_block.attentions.0.transformer_blocks.0.attn2");
-        assert_eq!(blocks.mid.unwrap().attentions, [Attend::Transformer { heads: 4, depth: 1 }]);
+        assert_eq!(
+            blocks.mid.as_ref().unwrap().attentions,
+            [Attend::Transformer { heads: 4, depth: 1 }]
+        );
         assert_eq!(blocks.resnets().count(), 12);
         assert_eq!(blocks.skips(), [32, 32, 32, 32, 64, 64]);
     }

@@ -7,9 +7,11 @@ use super::verify::Family;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use crate::nets::clip::ClipTextConfig;
+use crate::nets::controlnet::ControlNetConfig;
 use crate::nets::language::{Language, LanguageConfig};
 use crate::nets::taesd::TaesdConfig;
 use crate::nets::unet::UnetConfig;
+use crate::nets::unet2d::Unet2dConfig;
 use crate::nets::vae::VaeConfig;
 use crate::nn::Loader;
 use crate::quant::Recipe;
@@ -30,6 +32,8 @@ impl Family {
     pub(super) fn check(self, dir: &Path) -> Result<()> {
         match self {
             Family::Unet => UnetConfig::read(dir).map(drop),
+            Family::Unet2d => Unet2dConfig::read(dir).map(drop),
+            Family::ControlNet => ControlNetConfig::read(dir).map(drop),
             Family::Vae => VaeConfig::read(dir).map(drop),
             Family::Taesd => TaesdConfig::read(dir).map(drop),
             Family::ClipText => ClipTextConfig::read(dir).map(drop),
@@ -65,6 +69,8 @@ pub fn evaluate(
     let case = Case { dir, golden, kernels, act, gpu, loader: Loader::new(gpu, &store, recipe) };
     match family {
         Family::Unet => case.unet(),
+        Family::Unet2d => case.unet2d(),
+        Family::ControlNet => case.controlnet(),
         Family::Vae => case.vae(),
         Family::Taesd => case.taesd(),
         Family::ClipText => case.clip(),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::tokenizer::{ClipTokenizer, SpecialTokens, Tokenizer, clip_pipeline};
+use super::tokenizer::{ClipTokenizer, SpecialTokens, Tokenizer};
+use super::tokenizer_clip::clip_pipeline;
 use crate::Result;
 use crate::weights::{ImageModel, Part, Vocabulary};
 

@@ -12,3 +12,4 @@ pub mod sampler;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+mod tokenizer_clip;

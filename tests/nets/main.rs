@@ -6,12 +6,14 @@ mod autoencoders;
 mod device;
 mod diffusion;
 mod language;
+mod textual_inversion;
+mod tiling;
 
 use std::path::{Path, PathBuf};
 
 use device::gpu;
 use inknib::gpu::Elem;
-use inknib::graph::Kernels;
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::nn::Loader;
 use inknib::probe::verify::{Family, VerifyReport, golden, verify, verify_as};
 use inknib::probe::{evaluate, recipe};
@@ -72,7 +74,9 @@ fn f16_activations_stay_near() {
         println!("skipped: this device stores no f16");
         return;
     };
-    for case in ["clip_l", "unet_sd15", "unet_sdxl", "unet_lcm", "vae_kl", "taesd", "llama"] {
+    let cases =
+        ["clip_l", "unet_sd15", "unet_sdxl", "unet_lcm", "controlnet", "unet2d", "vae_kl", "taesd"];
+    for case in cases.into_iter().chain(["llama"]) {
         let report = verify_as(folder(case), "fp16", Kernels::Fast, Elem::F16, gpu).unwrap();
         let worst = report.outputs.iter().map(|c| c.rel_l2).fold(0.0, f64::max);
         println!("{case} f16 activations: worst {worst:.2e}");
@@ -99,6 +103,8 @@ fn int4_fast_is_int4_reference() {
         ("unet_sd15", Family::Unet),
         ("unet_sd21", Family::Unet),
         ("unet_sdxl", Family::Unet),
+        ("unet2d", Family::Unet2d),
+        ("controlnet", Family::ControlNet),
         ("vae_kl", Family::Vae),
         ("taesd", Family::Taesd),
         ("llama", Family::Language),
@@ -131,7 +137,7 @@ fn int4_fast_is_int4_reference() {
 #[test]
 fn int4_is_sane() {
     let Some(gpu) = gpu() else { return };
-    for case in ["clip_l", "unet_sd15", "unet_sdxl", "vae_kl", "llama"] {
+    for case in ["clip_l", "unet_sd15", "unet_sdxl", "controlnet", "unet2d", "vae_kl", "llama"] {
         let report = verify(folder(case), "int4", Kernels::Fast, gpu).unwrap();
         assert!(report.passed, "{report:#?}");
     }

@@ -1,5 +1,8 @@
 use std::path::Path;
 
+use inknib::diffusion::chunks::Chunks;
+use inknib::diffusion::embedding::Placeholders;
+use inknib::diffusion::prompt::{Prompt, PromptSyntax};
 use inknib::text::generation_config::{GenerationConfig, Overrides};
 use inknib::text::tokenizer::{ClipTokenizer, Streamer, Tokenizer};
 use serde_json::Value;
@@ -78,6 +81,11 @@ fn assert_reference_prompts(clip: &ClipTokenizer) {
         assert_eq!(padded.ids, ids(&case["padded77"]), "{prompt:?}");
         assert_eq!(padded.kept, ids(&case["openai_ids"]).len() - 2, "{prompt:?}");
         assert_eq!(padded.dropped == 0, padded.dropped_text.is_empty(), "{prompt:?}");
+        let plain = Prompt::parse(&prompt, PromptSyntax::Plain).unwrap();
+        let chunks = Chunks::new(&plain, clip, &Placeholders::default()).unwrap();
+        assert_eq!(chunks.ids, [padded.ids], "{prompt:?}");
+        assert_eq!((chunks.kept, chunks.dropped), (padded.kept, padded.dropped), "{prompt:?}");
+        assert_eq!(chunks.dropped_text, padded.dropped_text, "{prompt:?}");
     }
 }
 
