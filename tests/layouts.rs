@@ -1,4 +1,86 @@
 //! Image models in every layout that people have them in.
 
+#[path = "common/device.rs"]
+mod device;
 #[path = "layouts/folders.rs"]
 mod folders;
+#[path = "layouts/gguf.rs"]
+mod gguf;
+#[path = "layouts/single.rs"]
+mod single;
+#[path = "gguf/writer.rs"]
+#[allow(dead_code)]
+mod writer;
+
+use std::path::PathBuf;
+
+use inknib::tensor::Tensor;
+use inknib::weights::read_tensors;
+use serde_json::Value;
+
+/// A tensor of a file: name, shape, diffusers' names.
+pub type Line = (String, Vec<usize>, Vec<String>);
+
+/// A folder of tests/golden.
+pub fn golden(case: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+}
+
+/// What diffusers' converters make of a file's names (tools/golden_layouts.py).
+pub fn names(case: &str) -> Vec<Line> {
+    let text = std::fs::read_to_string(golden(&format!("layouts/{case}.json"))).unwrap();
+    let lines: Vec<Vec<Value>> = serde_json::from_str(&text).unwrap();
+    let text = |v: &Value| v.as_str().unwrap().to_string();
+    let line = |line: Vec<Value>| {
+        let shape = serde_json::from_value(line[1].clone()).unwrap();
+        (text(&line[0]), shape, line[2..].iter().map(text).collect())
+    };
+    lines.into_iter().map(line).collect()
+}
+
+/// The tensors of a golden net under the names of a single file.
+pub fn renamed(case: &str, lines: &str) -> Vec<(String, Tensor)> {
+    let tensors = read_tensors(golden(case)).unwrap();
+    let find = |name: &String| {
+        let bare = name.strip_prefix("text_model.").unwrap_or(name);
+        let found = tensors.iter().find(|(n, _)| n == name || n == bare);
+        found.map(|(_, t)| t.clone()).unwrap_or_else(|| panic!("{case} has no {name}"))
+    };
+    let made = names(lines).into_iter().map(|(name, shape, from)| {
+        let mut parts: Vec<Tensor> = from.iter().map(find).collect();
+        let values: Vec<f32> = parts.iter().flat_map(|t| t.to_f32()).collect();
+        let values = match from[0].as_str() {
+            "text_projection.weight" => {
+                let (n, k) = (shape[1], shape[0]);
+                (0..n * k).map(|i| values[i % n * k + i / n]).collect()
+            }
+            _ => values,
+        };
+        let mut tensor = parts.remove(0);
+        // All of these are F16 on disk; the numbers are the same in either type.
+        tensor.data = inknib::tensor::Data::F32(values);
+        tensor.shape = shape;
+        (name, tensor)
+    });
+    made.collect()
+}
+
+/// The bytes of a safetensors file.
+pub fn safetensors(tensors: &[(String, Tensor)]) -> Vec<u8> {
+    let bytes: Vec<(&str, &[usize], Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, t)| {
+            let half = t.to_f32().into_iter().flat_map(|v| half::f16::from_f32(v).to_le_bytes());
+            (name.as_str(), t.shape.as_slice(), half.collect())
+        })
+        .collect();
+    let views = bytes.iter().map(|(name, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(
+            inknib::weights::Dtype::F16,
+            shape.to_vec(),
+            bytes,
+        );
+        (*name, view.unwrap())
+    });
+    safetensors::serialize(views, None).unwrap()
+}

@@ -222,10 +222,11 @@ def main():
     write("refiner", unet({**read(xl, "unet"), **REFINER}))
     # The small models of tests/golden.
     write("small_unet", unet(golden_config("unet_sd15")))
+    write("small_sdxl", unet(golden_config("unet_sdxl")))
+    write("small_ssd", unet(golden_config("unet_ssd")))
     write("small_vae", vae(golden_config("vae_kl")))
-    clip = golden_config("clip_h")
-    write("small_clip", text(clip, "cond_stage_model.model.", False))
-    write("small_clip_2", text(clip, "conditioner.embedders.1.model.", True))
+    write("small_clip", text(golden_config("clip_h"), "cond_stage_model.model.", False))
+    write("small_clip_2", text(golden_config("clip_g"), "conditioner.embedders.1.model.", True))
 
 
 if __name__ == "__main__":

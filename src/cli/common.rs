@@ -13,7 +13,9 @@ use crate::gpu::{Elem, Gpu, GpuOptions, Without};
 use crate::graph::Kernels;
 use crate::nets::language::FAMILIES;
 use crate::quant::{AUTO, Recipe};
-use crate::weights::{Gguf, ImageModel, gguf_file, has_quantization_config, read_json};
+use crate::weights::{
+    Gguf, ImageModel, gguf_file, has_quantization_config, is_image_gguf, read_json,
+};
 use crate::{Error, Result};
 
 /// Which GPU, and how much of it. Flatten it into a command's `Args`.
@@ -157,22 +159,10 @@ impl ModelArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
-    /// `model_index.json` with text encoder, UNet and autoencoder in subfolders.
+    /// `model_index.json` with text encoder, UNet and autoencoder in subfolders, or a single file.
     TextToImage,
     /// `config.json` with one language model, or a GGUF file.
     Llm,
-}
-
-impl Family {
-    /// The nets of the family: subfolder (empty for the folder itself) and the recipe's name of it.
-    pub fn nets(self) -> &'static [(&'static str, &'static str)] {
-        match self {
-            Family::TextToImage => {
-                &[("text_encoder", "text_encoder"), ("unet", "unet"), ("vae", "vae")]
-            }
-            Family::Llm => &[("", "llm")],
-        }
-    }
 }
 
 /// A model on disk whose family is known. Weights in it may be floats or quantized already.
@@ -198,12 +188,20 @@ impl ModelFolder {
     pub fn find(path: &Path) -> Result<ModelFolder> {
         let path = locate(path)?;
         if let Some(path) = gguf_file(&path)? {
-            return Ok(ModelFolder { path, family: Family::Llm });
+            let family = match is_image_gguf(&Gguf::open(&path)?)? {
+                true => Family::TextToImage,
+                false => Family::Llm,
+            };
+            return Ok(ModelFolder { path, family });
+        }
+        if path.is_file() && path.extension().is_some_and(|e| e == "safetensors") {
+            let family = Family::TextToImage;
+            return ImageModel::open(&path).map(|_| ModelFolder { path, family });
         }
         if path.is_file() {
             return Err(Error::Model(format!(
                 "{}: a file; give the folder with model_index.json (pictures) or config.json (text), \
-                 or a .gguf file (text)",
+                 a .safetensors checkpoint (pictures), or a .gguf file (either)",
                 path.display()
             )));
         }
@@ -441,6 +439,13 @@ mod tests {
             write(&pictures, &format!("{net}/config.json"), "{\"_class_name\": \"X\"}");
         }
         assert_eq!(ModelFolder::find(&pictures).unwrap().family, Family::TextToImage);
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let single = golden.join("unet_sd15/weights.safetensors");
+        assert_eq!(ModelFolder::find(&single).unwrap().family, Family::TextToImage);
+        let e = ModelFolder::find(&golden.join("vae_kl/weights.safetensors")).unwrap_err();
+        assert!(e.to_string().contains("no UNet in it, only VAE"), "{e}");
+        let e = ModelFolder::find(&golden.join("llama/model.safetensors")).unwrap_err().to_string();
+        assert!(e.contains("of a UNet, a VAE or a text encoder"), "{e}");
         let e = ModelFolder::find(&pictures.join("unet")).unwrap_err().to_string();
         assert!(e.contains("the folder above"), "{e}");
     }

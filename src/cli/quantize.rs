@@ -15,7 +15,7 @@ use super::json::round;
 use super::progress::Bar;
 use crate::gpu::{interrupted, mib};
 use crate::quant::Recipe;
-use crate::weights::{QuantizedReport, WeightStore, quantize};
+use crate::weights::{ImageModel, Part, QuantizedReport, WeightStore, quantize};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -31,7 +31,7 @@ goes on when the same command is given again.";
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model folder with the original weights
+    /// The model folder, or single-file checkpoint (.safetensors), with the original weights
     #[arg(short, long, value_name = "PATH")]
     pub model: PathBuf,
     /// The folder to write; it must be empty or not exist
@@ -89,30 +89,22 @@ struct Tensor {
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let start = Instant::now();
     let model = ModelFolder::find(&args.model)?;
-    if model.path.is_file() {
+    let gguf = model.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if model.path.is_file() && gguf {
         return Err(Error::Model(format!(
             "{}: a GGUF file, which runs as it is; to quantize the model otherwise, start from the \
-             folder it was made from",
+             file or folder it was made from",
             model.path.display()
         )));
     }
-    let recipes: Vec<Recipe> = model
-        .family
-        .nets()
-        .iter()
-        .map(|(_, net)| Recipe::from_argument(&args.weights, net))
-        .collect::<Result<_>>()?;
-    let stores: Vec<WeightStore> = model
-        .family
-        .nets()
-        .iter()
-        .map(|(folder, _)| WeightStore::open(model.path.join(folder)))
-        .collect::<Result<_>>()?;
+    let nets = nets(&model)?;
+    let recipe = |part: &Source| Recipe::from_argument(&args.weights, part.recipe);
+    let recipes: Vec<Recipe> = nets.iter().map(recipe).collect::<Result<_>>()?;
     let mut partial = prepare(args, &model)?;
-    let total: usize = stores.iter().map(|s| s.names().count()).sum();
+    let total: usize = nets.iter().map(|net| net.store.names().count()).sum();
     let bar = ui.bar("quantize", total as u64);
     let mut done = 0;
-    for (((folder, net), recipe), store) in model.family.nets().iter().zip(&recipes).zip(&stores) {
+    for (Source { folder, net, store, .. }, recipe) in nets.iter().zip(&recipes) {
         let file = Path::new(folder).join(weight_file(net));
         if partial.nets.iter().any(|n| n.net == *net && n.file == file && finished(args, n, store))
         {
@@ -131,6 +123,30 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     std::fs::remove_file(&partial_file).map_err(|e| Error::io(&partial_file, e))?;
     drop(bar);
     answer(args, ui, &partial.nets, start.elapsed().as_secs_f64())
+}
+
+/// A net to quantize.
+struct Source {
+    /// Its folder in OUT; empty for the folder itself.
+    folder: &'static str,
+    /// What it is called in answers.
+    net: &'static str,
+    /// What recipes call it.
+    recipe: &'static str,
+    store: WeightStore,
+}
+
+fn nets(model: &ModelFolder) -> Result<Vec<Source>> {
+    if model.family == Family::Llm {
+        let store = WeightStore::open(&model.path)?;
+        return Ok(vec![Source { folder: "", net: "llm", recipe: "llm", store }]);
+    }
+    let image = ImageModel::open(&model.path)?;
+    let source = |part: Part| {
+        let (folder, recipe) = (part.folder(), part.recipe());
+        Ok(Source { folder, net: folder, recipe, store: image.store(part)? })
+    };
+    image.parts().map(source).collect()
 }
 
 /// Under which of the Hub's names the weights of a net are written.
@@ -262,9 +278,30 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     )
 }
 
+/// What a single file's folder would hold beside weights. Its tokenizers are CLIP's, which need no
+/// files; the file that makes it a model comes last.
+fn write_configs(model: &Path, out: &Path) -> Result<()> {
+    let image = ImageModel::open(model)?;
+    let write = |name: &Path, text: &str| {
+        let path = out.join(name);
+        let folder = path.parent().unwrap_or(out);
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        write_whole(&path, text.as_bytes())
+    };
+    for part in image.parts() {
+        let config = image.config(part)?.0;
+        write(&Path::new(part.folder()).join("config.json"), &format!("{config:#}\n"))?;
+    }
+    write(Path::new("scheduler/scheduler_config.json"), &image.scheduler()?.0)?;
+    write(Path::new("model_index.json"), &format!("{:#}\n", image.index()))
+}
+
 /// Copies what is not weights: configurations, tokenizers, licences. Of a language model the folder
 /// itself, of a pipeline its subfolders too; the file that makes it a model comes last.
 fn copy_the_rest(model: &ModelFolder, out: &Path) -> Result<()> {
+    if model.path.is_file() {
+        return write_configs(&model.path, out);
+    }
     let last = match model.family {
         Family::TextToImage => "model_index.json",
         Family::Llm => "config.json",

@@ -8,7 +8,7 @@ use super::gguf::{Gguf, GgufTensor};
 use super::gguf_blocks::GgmlType;
 use super::gguf_names::{Architecture, Source, sources};
 use super::gguf_repack::{decode_rows, repack};
-use crate::quant::{Layout, Packed, QuantSpec};
+use crate::quant::{Layout, Packed, QuantSpec, conv_to_rows};
 use crate::{Error, Result};
 
 /// The tensors of a GGUF file by Hugging Face's names.
@@ -49,7 +49,7 @@ impl GgufTensors {
     /// All values in Hugging Face's order; `None` for an unknown name.
     pub(super) fn values(&self, name: &str) -> Option<Result<Vec<f32>>> {
         let (source, tensor) = self.find(name)?;
-        let stored = stored_layout(source);
+        let stored = stored_layout(source, tensor.ty);
         Some(self.check(source, tensor, stored).map(|data| {
             let mut values = decode_rows(tensor.ty, data, stored, source.rows);
             if source.minus != 0.0 {
@@ -65,22 +65,37 @@ impl GgufTensors {
     /// A matrix for the GPU, `None` for an unknown name. With `keep`, what the file has quantized
     /// stays as near to it as [`becomes`](super::becomes) says, and what it left plain beside
     /// quantized matrices stays plain; otherwise the decoded values are packed as `spec` says.
+    ///
+    /// A convolution in blocks is quantized again, in eight bits: its blocks run through the window
+    /// first, groups here through the channels.
     pub(super) fn pack(&self, name: &str, spec: &QuantSpec, keep: bool) -> Option<Result<Packed>> {
         let (source, tensor) = self.find(name)?;
         let keep = keep && self.quantized;
-        if !keep || !tensor.ty.is_quantized() || source.transposed || source.minus != 0.0 {
+        let whole = tensor.ty.is_quantized() && !source.transposed && source.minus == 0.0;
+        let Some([stored, wanted]) = block_layouts(source, tensor.ty).filter(|_| keep && whole)
+        else {
             // A transposed matrix is only asked for whole; `pack_transposed` reads it as stored.
             let spec = if keep { plain_spec(tensor.ty) } else { *spec };
-            return Some(self.values(name)?.and_then(|values| {
-                let layout = Layout::linear(source.shape[0], source.shape[1..].iter().product());
-                pack_plain(&values, layout, &spec)
-            }));
-        }
-        let layout = stored_layout(source);
-        Some(
-            self.check(source, tensor, layout)
-                .and_then(|data| repack(tensor.ty, data, layout, source.rows)),
-        )
+            let values = self.values(name)?;
+            return Some(values.and_then(|values| pack_shape(&values, &source.shape, &spec)));
+        };
+        Some(self.check(source, tensor, stored).and_then(|data| {
+            let packed = repack(tensor.ty, data, stored, source.rows)?;
+            if stored == wanted {
+                return Ok(packed);
+            }
+            // Whole groups in rows without padding: the same words, cut into other rows.
+            let (format, sqnr_db) = (packed.format, packed.sqnr_db);
+            let mut cut = Packed::from_parts_with_offsets(
+                wanted,
+                format,
+                packed.words,
+                packed.scales,
+                packed.offsets,
+            )?;
+            cut.sqnr_db = sqnr_db;
+            Ok(cut)
+        }))
     }
 
     /// The transpose `[N, K]` of a matrix that Hugging Face has as `[K, N]` (GPT-2's `Conv1D`), for
@@ -93,7 +108,7 @@ impl GgufTensors {
     ) -> Option<Result<Packed>> {
         let (source, tensor) = self.find(name)?;
         let keep = keep && self.quantized;
-        let layout = stored_layout(source);
+        let layout = stored_layout(source, tensor.ty);
         Some(self.check(source, tensor, layout).and_then(|data| {
             if !source.transposed {
                 return Err(Error::Runtime(format!("`{name}` is not stored transposed")));
@@ -128,16 +143,45 @@ impl GgufTensors {
     }
 }
 
-/// Rows and columns as they lie in the file: `[N, K]`, a vector as one row.
-fn stored_layout(source: &Source) -> Layout {
+/// Rows and columns as they lie in the file: `[N, K]`; anything else, and a matrix whose blocks
+/// straddle its rows, as one row.
+fn stored_layout(source: &Source, ty: GgmlType) -> Layout {
+    let reordered = source.rows != super::gguf_repack::Rows::default();
     match (source.shape.as_slice(), source.transposed) {
         ([k, n], true) => Layout::linear(*n, *k),
-        ([n, k], false) => Layout::linear(*n, *k),
+        ([n, k], false) if reordered || k.is_multiple_of(ty.block()) => Layout::linear(*n, *k),
         // Heads of a bias are reordered as rows of one column each.
-        (shape, _) if source.rows != super::gguf_repack::Rows::default() => {
-            Layout::linear(shape.iter().product(), 1)
-        }
+        (shape, _) if reordered => Layout::linear(shape.iter().product(), 1),
         (shape, _) => Layout::linear(1, shape.iter().product()),
+    }
+}
+
+/// Columns of the matrix that ComfyUI-GGUF makes of a tensor whose rows are no whole K blocks.
+const FLAT: usize = 256;
+
+/// The layout in which a matrix of blocks is repacked, and the one that it has then; `None` where its
+/// groups are not those of its rows.
+fn block_layouts(source: &Source, ty: GgmlType) -> Option<[Layout; 2]> {
+    let (&[n, k] | &[n, k, 1, 1]) = source.shape.as_slice() else { return None };
+    let wanted = Layout::linear(n, k);
+    if k.is_multiple_of(ty.block()) {
+        return Some([wanted, wanted]);
+    }
+    let group = super::becomes(ty)?.group()? as usize;
+    let whole = k.is_multiple_of(32) && k.is_multiple_of(group) && (n * k).is_multiple_of(FLAT);
+    let straight = source.rows == super::gguf_repack::Rows::default();
+    (whole && straight).then(|| [Layout::linear(n * k / FLAT, FLAT), wanted])
+}
+
+/// Packs values of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`.
+fn pack_shape(values: &[f32], shape: &[usize], spec: &QuantSpec) -> Result<Packed> {
+    match *shape {
+        [n, k, kh, kw] if kh * kw > 1 => {
+            let (rows, layout) = conv_to_rows(values, [n, k, kh, kw]);
+            pack_plain(&rows, layout, spec)
+        }
+        [n, ref rest @ ..] => pack_plain(values, Layout::linear(n, rest.iter().product()), spec),
+        [] => Err(Error::Model("it is a single number where a weight is needed".into())),
     }
 }
 

@@ -123,7 +123,9 @@ fn per_level(config: &Value, field: &str, levels: usize, default: usize) -> Opti
 fn unet(config: &Value) -> Option<Expected> {
     let is_null = |field: &str| config.get(field).is_none_or(Value::is_null);
     let plain = ["class_embed_type", "encoder_hid_dim_type", "num_class_embeds"];
-    if !plain.into_iter().all(is_null) {
+    let mid = config.get("mid_block_type");
+    if !plain.into_iter().all(is_null) || mid.is_some_and(|kind| kind != "UNetMidBlock2DCrossAttn")
+    {
         return None;
     }
     let widths = widths(config)?;

@@ -50,6 +50,14 @@ impl ImageFile {
         }
     }
 
+    /// The same over bytes in memory; `name` stands for the file in messages.
+    pub(super) fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<ImageFile> {
+        match bytes.starts_with(b"GGUF") {
+            true => ImageFile::of_gguf(Gguf::from_bytes(name, bytes)?),
+            false => ImageFile::of_store(WeightStore::from_bytes(name, bytes)?),
+        }
+    }
+
     /// The parts of a GGUF file.
     pub(super) fn of_gguf(gguf: Gguf) -> Result<ImageFile> {
         let shapes = gguf_shapes(&gguf)?;
@@ -227,6 +235,17 @@ impl ImageFile {
             Source::Gguf(gguf) => Ok(WeightStore::pick_gguf(gguf, picks)),
         }
     }
+}
+
+/// Whether a GGUF file holds a text-to-image model or a part of one: the files of both kinds have the
+/// same ending, and stable-diffusion.cpp's name no architecture.
+pub fn is_image_gguf(gguf: &Gguf) -> Result<bool> {
+    let has = |place: &Place| {
+        // Language models' names are others; only those with a UNet or VAE in them are sure.
+        let net = [Part::Unet, Part::Vae].iter().any(|part| part.folder() == place.part);
+        net && gguf.tensors().contains_key(&format!("{}{}", place.prefix, place.proof))
+    };
+    Ok(names()?.places.iter().any(has))
 }
 
 /// What the numbering of ldm's blocks depends on.

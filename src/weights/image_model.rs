@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::image_expect::{complaint, expected};
 use super::image_file::ImageFile;
@@ -126,7 +126,16 @@ impl ImageModel {
         if path.is_dir() {
             return ImageModel::open_folder(path);
         }
-        let file = Arc::new(ImageFile::open(path)?);
+        ImageModel::of_file(path, ImageFile::open(path)?)
+    }
+
+    /// A single file held in memory; `name` stands for it in messages.
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<ImageModel> {
+        ImageModel::of_file(Path::new(name), ImageFile::from_bytes(name, bytes)?)
+    }
+
+    fn of_file(path: &Path, file: ImageFile) -> Result<ImageModel> {
+        let file = Arc::new(file);
         let parts = file.parts().map(|part| (part, Origin::File(file.clone()))).collect();
         let kind = Kind::default();
         let mut model = ImageModel { path: path.to_path_buf(), parts, folder: None, kind };
@@ -276,8 +285,15 @@ impl ImageModel {
         let there: Vec<String> = store.names().flat_map(usual).collect();
         complaint(&expected, &there).map_or(Ok(()), |why| {
             let path = store.path().display();
+            let spare = self.spare();
+            let left = match spare.first() {
+                Some(first) => {
+                    format!("; of no use here are {} tensors (`{first}` …)", spare.len())
+                }
+                None => String::new(),
+            };
             let source = source.display();
-            Err(Error::Model(format!("{path}: the {part} {why} (configuration: {source})")))
+            Err(Error::Model(format!("{path}: the {part} {why} (configuration: {source}){left}")))
         })
     }
 
@@ -367,6 +383,36 @@ impl ImageModel {
                 Kind::of_file(file, family_of(&shapes, encoders), &shapes)
             }
         }
+    }
+
+    /// The `model_index.json` of a folder with these parts.
+    pub fn index(&self) -> Value {
+        let (kind, xl) = (&self.kind, self.has(Part::TextEncoder2));
+        let class = match (xl, kind.inpaint, kind.lcm) {
+            (true, _, _) if kind.family == ImageFamily::SdxlRefiner => {
+                "StableDiffusionXLImg2ImgPipeline"
+            }
+            (true, true, _) => "StableDiffusionXLInpaintPipeline",
+            (true, false, _) => "StableDiffusionXLPipeline",
+            (false, true, _) => "StableDiffusionInpaintPipeline",
+            (false, false, true) => "LatentConsistencyModelPipeline",
+            (false, false, false) => "StableDiffusionPipeline",
+        };
+        let schedule = kind.schedule();
+        let mut index = json!({
+            "_class_name": class,
+            "scheduler": ["diffusers", schedule["_class_name"]],
+        });
+        for part in Part::ALL {
+            let class = match part {
+                Part::Unet => ["diffusers", "UNet2DConditionModel"],
+                Part::Vae => ["diffusers", "AutoencoderKL"],
+                Part::TextEncoder => ["transformers", "CLIPTextModel"],
+                Part::TextEncoder2 => ["transformers", "CLIPTextModelWithProjection"],
+            };
+            index[part.folder()] = if self.has(part) { json!(class) } else { json!([null, null]) };
+        }
+        index
     }
 
     /// One line about the model: family, parts, layout.

@@ -125,23 +125,9 @@ fn unet(
     }
     let layers: Vec<usize> =
         (0..levels).map(|i| count(shapes, &format!("down_blocks.{i}.resnets."))).collect();
-    let depth = |place: String| count(shapes, &format!("{place}.attentions.0.transformer_blocks."));
-    let mut depths = Vec::with_capacity(levels);
-    for i in 0..levels {
-        let (down, up) =
-            (depth(format!("down_blocks.{i}")), depth(format!("up_blocks.{}", levels - 1 - i)));
-        let mid = if i + 1 == levels { depth("mid_block".into()) } else { 0 };
-        let found: Vec<usize> = [down, up, mid].into_iter().filter(|n| *n > 0).collect();
-        if found.iter().any(|n| *n != found[0]) {
-            return Err(format!(
-                "level {i} has {down} transformer blocks down, {up} up, {mid} between"
-            ));
-        }
-        depths.push(found.first().copied().unwrap_or(1));
-    }
-    let kinds = |way: &str, plain: &str, cross: &str| -> Vec<String> {
-        let has = |i: &usize| depth(format!("{way}.{i}")) > 0;
-        (0..levels).map(|i| if has(&i) { cross.into() } else { plain.into() }).collect()
+    let depths = Depths::of(shapes, levels);
+    let kinds = |lists: &[Vec<usize>], plain: &str, cross: &str| -> Vec<String> {
+        lists.iter().map(|l| if l.is_empty() { plain.into() } else { cross.into() }).collect()
     };
     let heads = match family {
         ImageFamily::Sd1 => json!(8),
@@ -151,14 +137,14 @@ fn unet(
         "in_channels": size(shapes, "conv_in.weight", 1)?,
         "out_channels": size(shapes, "conv_out.weight", 0)?,
         "block_out_channels": widths,
-        "down_block_types": kinds("down_blocks", "DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": kinds("up_blocks", "UpBlock2D", "CrossAttnUpBlock2D"),
+        "down_block_types": kinds(&depths.down, "DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": kinds(&depths.up, "UpBlock2D", "CrossAttnUpBlock2D"),
         "layers_per_block": one_or_list(&layers),
-        "transformer_layers_per_block": one_or_list(&depths),
         "attention_head_dim": heads,
         "norm_num_groups": groups(&widths),
         "cross_attention_dim": context(shapes).ok_or("it has no cross attention")?,
     });
+    depths.write(&mut fields);
     if let Ok(guidance) = size(shapes, "time_embedding.cond_proj.weight", 1) {
         fields["time_cond_proj_dim"] = json!(guidance);
     }
@@ -170,6 +156,51 @@ fn unet(
         fields["addition_time_embed_dim"] = json!(each);
     }
     Ok(with(base, fields))
+}
+
+/// Transformer blocks of every attention of every block; none for blocks without attention.
+struct Depths {
+    down: Vec<Vec<usize>>,
+    up: Vec<Vec<usize>>,
+    mid: usize,
+}
+
+impl Depths {
+    fn of(shapes: &Shapes, levels: usize) -> Depths {
+        let depth = |place: &str| count(shapes, &format!("{place}.transformer_blocks."));
+        let of_block = |place: String| -> Vec<usize> {
+            let attentions = count(shapes, &format!("{place}.attentions."));
+            (0..attentions).map(|i| depth(&format!("{place}.attentions.{i}"))).collect()
+        };
+        let of_way = |way: &str| (0..levels).map(|i| of_block(format!("{way}.{i}"))).collect();
+        let mid = depth("mid_block.attentions.0");
+        Depths { down: of_way("down_blocks"), up: of_way("up_blocks"), mid }
+    }
+
+    /// One number for a level where all its attentions have it, on both ways; else lists, and lists
+    /// for the way up (SSD-1B).
+    fn write(&self, fields: &mut Value) {
+        let last = self.down.len() - 1;
+        let level = |i: usize| -> Option<usize> {
+            let mid = if i == last { &[self.mid][..] } else { &[] };
+            let mut all = self.down[i].iter().chain(&self.up[last - i]).chain(mid);
+            let first = all.next().copied().unwrap_or(1);
+            all.all(|n| *n == first).then_some(first)
+        };
+        let simple: Option<Vec<usize>> = (0..=last).map(level).collect();
+        if let (Some(depths), true) = (simple, self.mid > 0) {
+            fields["transformer_layers_per_block"] = one_or_list(&depths);
+            return;
+        }
+        let lists = |way: &[Vec<usize>]| -> Vec<Value> {
+            way.iter().map(|l| if l.is_empty() { json!(1) } else { json!(l) }).collect()
+        };
+        fields["transformer_layers_per_block"] = lists(&self.down).into();
+        fields["reverse_transformer_layers_per_block"] = lists(&self.up).into();
+        if self.mid == 0 {
+            fields["mid_block_type"] = json!("UNetMidBlock2D");
+        }
+    }
 }
 
 fn vae(shapes: &Shapes, base: Value) -> Result<Value, String> {

@@ -42,6 +42,7 @@ pub use gguf::{Gguf, GgufTensor};
 pub use gguf_blocks::{GgmlType, decode as decode_ggml};
 pub use gguf_names::{ARCHITECTURES, Architecture};
 pub use gguf_repack::becomes;
+pub use image_file::is_image_gguf;
 pub use image_kind::{ImageFamily, Kind};
 pub use image_model::{ImageModel, PIPELINES, Part, Vocabulary};
 pub use quantize::{QuantizedReport, TensorReport, quantize};
