@@ -140,7 +140,7 @@ impl<'a> Loader<'a> {
     }
 
     /// As [`Loader::new`], but nothing is read: layers have the sizes that they would have, the report
-    /// counts them, and plans made of them can be measured ([`Plan::measure`](crate::graph::Plan)).
+    /// counts them, and plans made of them can be measured ([`Plan::footprint`](crate::graph::Plan)).
     pub fn outline(gpu: &'a Gpu, store: &'a WeightStore, recipe: &'a Recipe) -> Loader<'a> {
         let loader = Loader::new(gpu, store, recipe);
         loader.shared.outline.set(true);
@@ -191,6 +191,13 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    fn upload_outline(&self, path: String, layout: Layout, format: Format) -> Result<Weight> {
+        let weight = Weight::outline(self.shared.gpu, layout, format)?;
+        let (elements, bytes) = (weight.elements(), weight.bytes());
+        self.record(path, format, elements, bytes, Residence::Outline);
+        Ok(weight)
+    }
+
     /// Counts a tensor of an outline; vectors as if they were on the GPU.
     fn record(
         &self,
@@ -210,16 +217,16 @@ impl<'a> Loader<'a> {
         let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
         if shared.outline.get() {
             let (layout, format) = shared.store.outline(&path, shape, &spec)?;
-            let weight = Weight::outline(shared.gpu, layout, format)?;
-            let (elements, bytes) = (weight.elements(), weight.bytes());
-            self.record(path, format, elements, bytes, Residence::Outline);
-            return Ok(weight);
+            return self.upload_outline(path, layout, format);
         }
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
         self.upload(path, &packed)
     }
 
     fn upload(&self, path: String, packed: &Packed) -> Result<Weight> {
+        if self.shared.outline.get() {
+            return self.upload_outline(path, packed.layout, packed.format);
+        }
         let bytes = packed.bytes() as u64;
         let room = self.shared.room.get();
         let residence = if bytes <= room { Residence::Gpu } else { Residence::Host };

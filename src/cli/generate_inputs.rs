@@ -1,20 +1,23 @@
 //! What `inknib generate` was asked for: flags, over the record of a picture (`--from`), over defaults.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::common::{ActivationChoice, KernelChoice, ModelArgs};
 use super::generate::{Args, WatchArgs, assemble, model_path};
 use crate::diffusion::embedding::Embedding;
 use crate::diffusion::image::{INKNIB_CHUNK, Image, PARAMETERS_CHUNK, chunk, read_png};
 use crate::diffusion::image_input::Mask;
+use crate::diffusion::prompt::Prompt;
 use crate::diffusion::record::{
-    ControlNet as ControlRecord, InitImage, Record, Source, fingerprint,
+    ControlNet as ControlRecord, InitImage, Lora as LoraRecord, Record, Source, fingerprint,
 };
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::settings::Settings;
 use crate::diffusion::text_to_image::{Control, LoadOptions, Passes, Request, Start};
 use crate::quant::AUTO;
 use crate::weights::ImageModel;
+use crate::weights::lora::{Adapters, Lora, Strength};
 use crate::{Error, Result};
 
 /// Everything that a run needs, read and checked.
@@ -33,6 +36,7 @@ pub struct Inputs {
     pub mask: Option<Source>,
     pub controls: Vec<ControlRecord>,
     pub embeddings: Vec<Source>,
+    pub loras: Vec<LoraRecord>,
     pub vae: Option<Source>,
     /// The record that is repeated.
     pub from: Option<Record>,
@@ -75,6 +79,7 @@ impl Inputs {
             mask: None,
             controls: Vec::new(),
             embeddings: Vec::new(),
+            loras: Vec::new(),
             vae: parts.vae.as_deref().map(source).transpose()?,
             options: LoadOptions {
                 weights: args.model.weights_for(&path).to_string(),
@@ -87,6 +92,7 @@ impl Inputs {
         inputs.repeat(args, from_ref)?;
         inputs.pictures(args, from_ref, &mut request)?;
         inputs.read_embeddings(args, from_ref)?;
+        inputs.read_loras(args, from_ref, &request)?;
         request.check()?;
         inputs.request = request;
         inputs.from = from;
@@ -110,6 +116,7 @@ impl Inputs {
             mask: None,
             controls: Vec::new(),
             embeddings: Vec::new(),
+            loras: Vec::new(),
             vae: None,
             from: None,
         })
@@ -255,6 +262,44 @@ impl Inputs {
         Ok(())
     }
 
+    /// LoRAs of flags and of the prompt's `<lora:name:weight>`.
+    fn read_loras(&mut self, args: &Args, from: Option<&Record>, request: &Request) -> Result<()> {
+        let mut all: Vec<LoraRecord> = Vec::new();
+        for text in &args.parts.lora {
+            let (path, weight) = match text.rsplit_once(':') {
+                Some((path, weight)) if weight.parse::<f64>().is_ok() => {
+                    (path, weight.parse().unwrap_or(1.0))
+                }
+                _ => (text.as_str(), 1.0),
+            };
+            let file = source(Path::new(path))?;
+            all.push(LoraRecord { file, unet: weight, text_encoder: weight });
+        }
+        let tags = Prompt::parse(&request.prompt, request.syntax)?.loras;
+        let shelf = args.parts.lora_model_dir.as_deref();
+        match (from, all.is_empty()) {
+            (Some(record), true) if shelf.is_none() => all.extend(record.loras.iter().cloned()),
+            _ => {
+                for tag in tags {
+                    let file =
+                        Source { name: tag.name.clone(), ..source(&on_shelf(shelf, &tag.name)?)? };
+                    all.push(LoraRecord { file, unet: tag.unet, text_encoder: tag.text_encoder });
+                }
+            }
+        }
+        if all.is_empty() {
+            return Ok(());
+        }
+        let mut adapters = Adapters::default();
+        for lora in &all {
+            let (unet, text_encoder) = (lora.unet as f32, lora.text_encoder as f32);
+            adapters.push_strength(Lora::open(&lora.file.path)?, Strength { unet, text_encoder });
+        }
+        self.options.adapters = Some(Arc::new(adapters));
+        self.loras = all;
+        Ok(())
+    }
+
     /// Sides of pictures are multiples of this.
     fn size_step(&self) -> Result<usize> {
         crate::diffusion::text_to_image::size_step(&self.model)
@@ -336,6 +381,30 @@ fn request(args: &Args, from: Option<&Record>) -> Result<Request> {
         clip_skip: clip.max(1) - 1,
         ..default
     })
+}
+
+/// The file of a LoRA that a prompt names.
+fn on_shelf(shelf: Option<&Path>, name: &str) -> Result<PathBuf> {
+    let Some(shelf) = shelf else {
+        return Err(Error::Usage(format!(
+            "the prompt asks for <lora:{name}>; say where it lies with --lora-model-dir DIR"
+        )));
+    };
+    let path = shelf.join(format!("{name}.safetensors"));
+    match path.is_file() {
+        true => Ok(path),
+        false => {
+            let files = std::fs::read_dir(shelf).map_err(|e| Error::io(shelf, e))?;
+            let names = files.filter_map(|f| f.ok()?.file_name().into_string().ok());
+            let names: Vec<String> =
+                names.filter_map(|n| Some(n.strip_suffix(".safetensors")?.to_string())).collect();
+            Err(Error::Usage(format!(
+                "{}: there is no such LoRA{}",
+                path.display(),
+                crate::weights::nearest_names(name, names.iter().map(String::as_str))
+            )))
+        }
+    }
 }
 
 /// A file with its fingerprint.

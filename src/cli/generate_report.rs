@@ -51,6 +51,7 @@ impl Made<'_> {
             prompt_syntax: request.syntax,
             clip_skip: (request.clip_skip > 0).then_some(request.clip_skip + 1),
             embeddings: inputs.embeddings.clone(),
+            loras: inputs.loras.clone(),
             width: image.width,
             height: image.height,
             steps: request.steps,

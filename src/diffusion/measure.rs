@@ -6,7 +6,7 @@ use super::memory::Needs;
 use super::prompt::Prompt;
 use super::request::Request;
 use super::run::{Inpaint, Known, Parts, Pass, Passes, State};
-use super::text_to_image::{LoadOptions, groups, guided, part, size, unet_config};
+use super::text_to_image::{LoadOptions, groups, guided, part, size, unet_config, with_adapters};
 use crate::gpu::{Buffer, Gpu};
 use crate::graph::{Graph, Plan, Residence};
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
@@ -32,14 +32,14 @@ pub fn needs(
     let config = unet_config(model)?;
     let mut needs = Needs::default();
     let (store, recipe) = part(model, Part::Unet, &options.weights)?;
-    let outline = || Loader::outline(gpu, &store, &recipe);
-    let loader = outline();
+    let outline = || with_adapters(Loader::outline(gpu, &store, &recipe), Part::Unet, options);
+    let loader = outline()?;
     let unet = Unet::load(&loader, &config)?;
     count(&mut needs, &loader.report());
     let mut tokens = 0;
     for which in encoders(model) {
         let (store, recipe) = part(model, which, &options.weights)?;
-        let loader = Loader::outline(gpu, &store, &recipe);
+        let loader = with_adapters(Loader::outline(gpu, &store, &recipe), which, options)?;
         let encoder = TextEncoder::load(&loader, model, which, &options.embeddings)?;
         count(&mut needs, &loader.report());
         let prompts = [&request.negative, &request.prompt];
@@ -124,12 +124,12 @@ impl Hoisted {
         gpu: &Gpu,
         options: &LoadOptions,
         config: &UnetConfig,
-        outline: &dyn Fn() -> Loader<'a>,
+        outline: &dyn Fn() -> Result<Loader<'a>>,
         (request, tokens): (&Request, usize),
     ) -> Result<Hoisted> {
         let items = if guided(request, config) { 2 } else { 1 };
         let graph = Graph::new(options.act);
-        let (time_loader, context_loader) = (outline(), outline());
+        let (time_loader, context_loader) = (outline()?, outline()?);
         let time = UnetTime::load(&time_loader, config)?;
         let context = UnetContext::load(&context_loader, config)?;
         // Some samplers evaluate the network twice a step.

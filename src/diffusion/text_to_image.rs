@@ -2,6 +2,7 @@
 //! (once per schedule), UNet steps without a read-back between them, VAE.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::autoencoder::{Autoencoder, Decoded, PictureEncoder};
@@ -21,6 +22,7 @@ use crate::graph::PlanOptions;
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nn::{LoadReport, LoadedTensor, Loader};
 use crate::quant::Recipe;
+use crate::weights::lora::{Adapters, LoraNet};
 use crate::weights::{ImageFamily, ImageModel, Part, WeightStore};
 use crate::{Error, Result};
 
@@ -37,6 +39,8 @@ pub struct LoadOptions {
     pub memory: Option<MemoryPlan>,
     /// Vectors of textual inversion.
     pub embeddings: Vec<Embedding>,
+    /// LoRAs, as branches beside the weights.
+    pub adapters: Option<Arc<Adapters>>,
     /// Folders or files of ControlNets.
     pub controls: Vec<std::path::PathBuf>,
     /// Side in latents of the VAE's tiles where they are asked for, whatever the memory.
@@ -53,6 +57,7 @@ impl Default for LoadOptions {
             plan: PlanOptions::default(),
             memory: None,
             embeddings: Vec::new(),
+            adapters: None,
             controls: Vec::new(),
             tile: None,
             passes: None,
@@ -129,7 +134,7 @@ impl TextToImage {
             |which: Part, report: &mut LoadReport, streams: bool, each: &mut Each<'_>| {
                 let (store, recipe) = part(&model, which, &options.weights)?;
                 let loader = Loader::with_progress(gpu, &store, &recipe, Some(on_tensor));
-                let loader = with_adapters(loader, which, &options);
+                let loader = with_adapters(loader, which, &options)?;
                 if let Some(room) = room.filter(|_| streams) {
                     loader.limit_resident(room);
                 }
@@ -252,6 +257,12 @@ impl TextToImage {
             size: [height, width],
         };
         let (tables, rows, passes) = self.hoist(&context, &table, &about, request.batch)?;
+        if let Some(unused) = self.options.adapters.as_ref().map(|a| a.unused())
+            && let Some(first) = unused.first()
+        {
+            let n = unused.len();
+            warnings.push(format!("{n} modules of LoRAs have no layer here, for instance {first}"));
+        }
         let for_run = ForRun {
             gpu: &self.gpu,
             act: self.options.act,
@@ -322,10 +333,10 @@ impl TextToImage {
             }
             with_adapters(loader, Part::Unet, &self.options)
         };
-        let net = UnetTime::load(&loader(), &self.config)?;
+        let net = UnetTime::load(&loader()?, &self.config)?;
         let (tables, rows) = hoisted.time_tables(&net, context, table, about)?;
         drop(net);
-        let net = UnetContext::load(&loader(), &self.config)?;
+        let net = UnetContext::load(&loader()?, &self.config)?;
         let groups = groups(context.items, self.passes(context));
         let passes = groups.into_iter().map(|items| {
             let of_table = |item: usize| if rows == 1 { 0 } else { item as u32 };
@@ -443,9 +454,17 @@ pub(super) fn with_adapters<'a>(
     loader: Loader<'a>,
     part: Part,
     options: &'a LoadOptions,
-) -> Loader<'a> {
-    let _ = (part, options);
-    loader
+) -> Result<Loader<'a>> {
+    let net = match part {
+        Part::Unet => LoraNet::Unet,
+        Part::TextEncoder => LoraNet::TextEncoder,
+        Part::TextEncoder2 => LoraNet::TextEncoder2,
+        Part::Vae => return Ok(loader),
+    };
+    match &options.adapters {
+        Some(adapters) => loader.with_adapters(adapters, net),
+        None => Ok(loader),
+    }
 }
 
 pub(super) fn schedule(model: &ImageModel) -> Result<ScheduleConfig> {

@@ -233,21 +233,41 @@ pub struct LowRank {
 /// LoRA files with their weights, in the order they were added.
 #[derive(Debug, Default)]
 pub struct Adapters {
-    loras: Vec<(Lora, f32)>,
+    loras: Vec<(Lora, Strength)>,
+}
+
+/// How much of a LoRA is wanted; 1 is how it was trained.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Strength {
+    pub unet: f32,
+    pub text_encoder: f32,
+}
+
+impl Strength {
+    fn of(self, net: LoraNet) -> f32 {
+        match net {
+            LoraNet::Unet => self.unet,
+            LoraNet::TextEncoder | LoraNet::TextEncoder2 => self.text_encoder,
+        }
+    }
 }
 
 impl Adapters {
     /// Adds a file. Its effect is multiplied by `weight`; 1 is how it was trained.
     pub fn push(&mut self, lora: Lora, weight: f32) {
-        self.loras.push((lora, weight));
+        self.push_strength(lora, Strength { unet: weight, text_encoder: weight });
+    }
+    /// Adds a file with a weight for the UNet and one for the text encoders.
+    pub fn push_strength(&mut self, lora: Lora, strength: Strength) {
+        self.loras.push((lora, strength));
     }
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.loras.is_empty()
     }
     /// The files and their weights.
-    pub fn loras(&self) -> impl Iterator<Item = (&Lora, f32)> {
-        self.loras.iter().map(|(lora, weight)| (lora, *weight))
+    pub fn loras(&self) -> impl Iterator<Item = (&Lora, Strength)> {
+        self.loras.iter().map(|(lora, strength)| (lora, *strength))
     }
 
     /// Holds every module for `net` against the checkpoint it is to be added to.
@@ -272,7 +292,8 @@ impl Adapters {
     ) -> Result<Option<LowRank>> {
         let key = (net, flat(path));
         let mut parts = Vec::new();
-        for (lora, weight) in &self.loras {
+        for (lora, strength) in &self.loras {
+            let weight = strength.of(net);
             let Some(module) = lora.modules.get(&key) else { continue };
             if [module.rows, module.taps, module.channels] != [rows, taps, channels] {
                 return Err(Error::Model(format!(
@@ -284,7 +305,7 @@ impl Adapters {
                 )));
             }
             module.used.store(true, Ordering::Relaxed);
-            if *weight != 0.0 {
+            if weight != 0.0 {
                 parts.push((module, weight * module.scale));
             }
         }
