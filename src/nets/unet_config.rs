@@ -243,11 +243,10 @@ impl UnetConfig {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    /// Two levels, the upper with transformers; `extra` are further fields.
-    pub(in crate::nets) fn read(extra: &str) -> Result<UnetConfig> {
+    fn read(extra: &str) -> Result<UnetConfig> {
         let folder = tempfile::tempdir().unwrap();
         let text = format!(
             "{{\"block_out_channels\": [32, 64], \"norm_num_groups\": 8, \

@@ -366,8 +366,20 @@ impl UnetConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::super::unet_config::tests::read;
+    use std::path::Path;
+
     use super::*;
+
+    /// Two levels, the upper with transformers; `extra` are further fields.
+    fn read(extra: &str) -> crate::Result<UnetConfig> {
+        let text = format!(
+            "{{\"block_out_channels\": [32, 64], \"norm_num_groups\": 8, \
+             \"down_block_types\": [\"CrossAttnDownBlock2D\", \"DownBlock2D\"], \
+             \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\"]{extra}}}"
+        );
+        let fields = serde_json::from_str(&text).unwrap();
+        UnetConfig::from_value(&fields, Path::new("config.json"))
+    }
 
     fn blocks(extra: &str) -> Blocks {
         read(extra).unwrap().blocks().unwrap()
@@ -423,13 +435,9 @@ mod tests {
         assert!(refused(", \"layers_per_block\": 1000000000000").contains("from 1 to 256"));
         let depth = ", \"transformer_layers_per_block\": 1000000000000";
         assert!(refused(depth).contains("at most 256"));
-        let widths = ", \"norm_num_groups\": 1, \"block_out_channels\": [32, 9000000000000000000]";
-        let text = format!(
-            "{{\"down_block_types\": [\"DownBlock2D\", \"DownBlock2D\"], \
-             \"up_block_types\": [\"UpBlock2D\", \"UpBlock2D\"]{widths}}}"
-        );
-        let fields = serde_json::from_str(&text).unwrap();
-        let e = UnetConfig::from_value(&fields, std::path::Path::new("config.json")).unwrap_err();
+        // The last of two fields of one name counts.
+        let e = read(", \"norm_num_groups\": 1, \"block_out_channels\": [32, 9000000000000000000]");
+        let e = e.unwrap_err();
         assert!(e.to_string().contains("at most 1048576"), "{e}");
     }
 }
