@@ -12,12 +12,13 @@ pub use kv_cache::{Heads, KvCache, KvFormat};
 pub use lora::Branch;
 
 use crate::gpu::Gpu;
-use crate::graph::{Var, Vector, Weight};
+use crate::graph::{Residence, Var, Vector, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
-use crate::ops::embed::{embed, embed_range};
+use crate::ops::embed::{embed, embed_range, embed_stacked};
 use crate::ops::matmul::{linear, linear_f32};
 use crate::ops::norm::{group_norm, layer_norm, rms_norm};
-use crate::quant::{Format, Packed, Recipe};
+use crate::quant::{Format, Layout, Packed, QuantSpec, Recipe};
+use crate::tensor::Tensor;
 use crate::weights::WeightStore;
 use crate::weights::lora::{Adapters, LoraNet};
 use crate::{Error, Result};
@@ -49,6 +50,8 @@ pub struct LoadedTensor {
     pub bytes: u64,
     /// Signal to quantization noise in dB; `None` where the original is not known.
     pub sqnr_db: Option<f64>,
+    /// Whether it stays on the GPU or is streamed.
+    pub residence: Residence,
 }
 
 /// What a net keeps resident.
@@ -60,7 +63,14 @@ pub struct LoadReport {
 impl LoadReport {
     /// Bytes of all tensors on the GPU.
     pub fn resident_bytes(&self) -> u64 {
-        self.tensors.iter().map(|t| t.bytes).sum()
+        self.on(Residence::Gpu)
+    }
+    /// Bytes of all tensors that stay on the host and are streamed.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.on(Residence::Host)
+    }
+    fn on(&self, residence: Residence) -> u64 {
+        self.tensors.iter().filter(|t| t.residence == residence).map(|t| t.bytes).sum()
     }
     /// Number of real weights.
     pub fn elements(&self) -> u64 {
@@ -68,7 +78,8 @@ impl LoadReport {
     }
     /// Bits of memory per weight, with scales, padding, norms and biases.
     pub fn bits_per_weight(&self) -> f64 {
-        self.resident_bytes() as f64 * 8.0 / self.elements().max(1) as f64
+        let bytes = self.resident_bytes() + self.streamed_bytes();
+        bytes as f64 * 8.0 / self.elements().max(1) as f64
     }
     /// Takes over the tensors of another net.
     pub fn merge(&mut self, other: LoadReport) {
@@ -84,6 +95,10 @@ struct Shared<'a> {
     loaded: RefCell<Vec<LoadedTensor>>,
     /// Bytes handed to the driver since it was last given time to copy them.
     in_flight: Cell<u64>,
+    /// Bytes of matrices that may still become resident; what comes later stays on the host.
+    room: Cell<u64>,
+    /// Nothing is read and nothing goes to the GPU: layers have sizes alone.
+    outline: Cell<bool>,
 }
 
 /// Bytes of weights that may wait in the driver's staging memory before they are sent on.
@@ -111,8 +126,25 @@ impl<'a> Loader<'a> {
         progress: Option<&'a dyn Fn(&LoadedTensor)>,
     ) -> Loader<'a> {
         let (loaded, in_flight) = Default::default();
-        let shared = Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight });
+        let room = Cell::new(u64::MAX);
+        let outline = Cell::new(false);
+        let shared =
+            Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room, outline });
         Loader { shared, path: String::new(), adapters: None }
+    }
+
+    /// At most so many bytes of matrices become resident on the GPU; the rest stays on the host and is
+    /// streamed by the plans that need it.
+    pub fn limit_resident(&self, bytes: u64) {
+        self.shared.room.set(bytes);
+    }
+
+    /// As [`Loader::new`], but nothing is read: layers have the sizes that they would have, the report
+    /// counts them, and plans made of them can be measured ([`Plan::measure`](crate::graph::Plan)).
+    pub fn outline(gpu: &'a Gpu, store: &'a WeightStore, recipe: &'a Recipe) -> Loader<'a> {
+        let loader = Loader::new(gpu, store, recipe);
+        loader.shared.outline.set(true);
+        loader
     }
 
     /// The place `name` below this one.
@@ -159,25 +191,50 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Counts a tensor of an outline as if it were on the GPU.
+    fn record(&self, path: String, format: Format, elements: usize, bytes: u64) {
+        let residence = Residence::Gpu;
+        let tensor = LoadedTensor { path, format, elements, bytes, sqnr_db: None, residence };
+        self.shared.loaded.borrow_mut().push(tensor);
+    }
+
     /// The matrix `name` of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`, in the recipe's format.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let (path, shared) = (self.name(name), &self.shared);
         let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
+        if shared.outline.get() {
+            let (layout, format) = shared.store.outline(&path, shape, &spec)?;
+            let weight = Weight::outline(shared.gpu, layout, format)?;
+            let (elements, bytes) = (weight.elements(), weight.bytes());
+            self.record(path, format, elements, bytes);
+            return Ok(weight);
+        }
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
         self.upload(path, &packed)
     }
 
     fn upload(&self, path: String, packed: &Packed) -> Result<Weight> {
-        let weight = Weight::upload(self.shared.gpu, &path, packed)?;
+        let bytes = packed.bytes() as u64;
+        let room = self.shared.room.get();
+        let residence = if bytes <= room { Residence::Gpu } else { Residence::Host };
+        let weight = Weight::place(self.shared.gpu, &path, packed, residence)?;
         let (format, sqnr_db) = (packed.format, packed.sqnr_db);
         let (elements, bytes) = (weight.elements(), weight.bytes());
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        if residence == Residence::Gpu && room != u64::MAX {
+            self.shared.room.set(room.saturating_sub(bytes));
+        }
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(weight)
     }
 
     /// The vector `name` of `len` numbers, as f32.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vector> {
         let path = self.name(name);
+        if self.shared.outline.get() {
+            self.shared.store.shape(&path)?;
+            self.record(path, Format::F32, len, len as u64 * 4);
+            return Vector::outline(self.shared.gpu, len);
+        }
         let values = self.shared.store.vector(&path, len)?;
         self.upload_vector(path, &values)
     }
@@ -186,7 +243,8 @@ impl<'a> Loader<'a> {
         let vector = Vector::upload(self.shared.gpu, &path, values)?;
         let (format, elements, bytes) = (Format::F32, values.len(), vector.buffer.bytes());
         let sqnr_db = Some(f64::INFINITY);
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        let residence = Residence::Gpu;
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(vector)
     }
 
@@ -239,7 +297,7 @@ impl<'a> Loader<'a> {
 
     /// `name.weight` `[rows, channels]`, one row per token.
     pub fn embedding(&self, name: &str, rows: usize, channels: usize) -> Result<Embedding> {
-        Ok(Embedding { weight: self.pp(name).weight("weight", &[rows, channels])? })
+        Ok(Embedding { weight: self.pp(name).weight("weight", &[rows, channels])?, added: None })
     }
 
     /// `name.weight` `[rows, channels]`, whose first rows are added to a stream of tokens.
@@ -257,7 +315,8 @@ impl<'a> Loader<'a> {
         let values = store.values(&path)?;
         let (elements, format) = (values.len(), Format::F32);
         let (bytes, sqnr_db) = (elements as u64 * 4, Some(f64::INFINITY));
-        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db })?;
+        let residence = Residence::Gpu;
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })?;
         Ok(Positions { values, channels })
     }
 
@@ -342,13 +401,40 @@ impl Conv2d {
 #[derive(Clone, Debug)]
 pub struct Embedding {
     pub weight: Weight,
+    /// Rows behind the checkpoint's own.
+    added: Option<Weight>,
 }
 
 impl Embedding {
+    /// Puts `[rows, channels]` behind the table's own rows, in f32; None takes them away again. Ids from
+    /// the table's number of rows on then mean them.
+    pub fn set_added(&mut self, gpu: &Gpu, rows: Option<&Tensor>) -> Result<()> {
+        self.added = None;
+        let Some(rows) = rows else { return Ok(()) };
+        let channels = self.weight.channels();
+        let [count, own] = rows.shape[..] else {
+            return Err(Error::Model(format!(
+                "added rows of shape {:?}, not two axes",
+                rows.shape
+            )));
+        };
+        if own != channels {
+            return Err(Error::Model(format!(
+                "added rows of {own} channels for a table of {channels}; they belong to another model"
+            )));
+        }
+        let layout = Layout::linear(count, channels);
+        let packed = Packed::pack(&rows.to_f32(), layout, &QuantSpec::F32, None)?;
+        self.added = Some(Weight::upload(gpu, "added rows", &packed)?);
+        Ok(())
+    }
     /// u32 `[B, S]` → `[B, S, C]`
     #[track_caller]
     pub fn forward<'g>(&self, ids: Var<'g>) -> Var<'g> {
-        embed(ids, &self.weight)
+        match &self.added {
+            Some(added) => embed_stacked(ids, &[&self.weight, added]),
+            None => embed(ids, &self.weight),
+        }
     }
     /// Rows `start .. start + count` (start u32 `[1]`) → `[1, count, C]`: learned positions.
     #[track_caller]

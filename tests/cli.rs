@@ -222,6 +222,26 @@ fn show_prints_what_a_picture_says() {
     let run = inknib(&["show", "--json", str(&path)]);
     let value: Value = serde_json::from_str(&run.out).unwrap();
     assert_eq!((&value["inknib"]["seed"], &value["width"]), (&7.into(), &2.into()));
+    assert_eq!(
+        (&value["settings"]["prompt"], &value["other"]),
+        (&"a boat\nSteps: 2, Seed: 7".into(), &serde_json::json!({}))
+    );
+    // AUTOMATIC1111's and ComfyUI's pictures.
+    let pair = |k: &str, t: &str| (k.to_string(), t.to_string());
+    let parameters = "a cat\nSteps: 2, Sampler: DPM++ 2M Karras, Seed: 7, Size: 2x1";
+    let chunks = [pair("parameters", parameters), pair("workflow", "{}")];
+    image.write_png(&path, &chunks).unwrap();
+    let run = inknib(&["show", str(&path)]);
+    assert!(run.out.contains("also `workflow` of ComfyUI"), "{}", run.out);
+    let run = inknib(&["show", "--json", str(&path)]);
+    let value: Value = serde_json::from_str(&run.out).unwrap();
+    let settings = &value["settings"];
+    assert_eq!(
+        (&settings["sampler"], &settings["scheduler"]),
+        (&"DPM++ 2M".into(), &"Karras".into())
+    );
+    assert_eq!((&settings["width"], &settings["clip_skip"]), (&2.into(), &Value::Null));
+    assert_eq!((&value["other"]["workflow"], &value["inknib"]), (&"{}".into(), &Value::Null));
     image.write_png(&path, &text("{\"seed\":")).unwrap();
     refused(&["show", str(&path)], 2, &["p.png", "no JSON"]);
     std::fs::write(&path, "not a picture").unwrap();

@@ -22,7 +22,7 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// Parts that hold plain data and arithmetic, and may not know that there is a GPU.
-const WITHOUT_GPU: [&str; 10] = [
+const WITHOUT_GPU: [&str; 16] = [
     "tensor.rs",
     "quant/",
     "weights/",
@@ -30,6 +30,12 @@ const WITHOUT_GPU: [&str; 10] = [
     "diffusion/sampler",
     "diffusion/rng",
     "diffusion/image",
+    "diffusion/infotext",
+    "diffusion/settings",
+    "diffusion/record",
+    "diffusion/prompt",
+    "diffusion/chunks",
+    "diffusion/embedding",
     "text/tokenizer",
     "text/template",
     "text/sampler",

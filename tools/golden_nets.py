@@ -4,7 +4,7 @@
     python tools/golden_nets.py [--out tests/golden] [CASE ...]
 
 Needs torch, diffusers, transformers and safetensors from PyPI; downloads nothing. The committed files were made with
-torch 2.15, diffusers 0.42.1 and transformers 5.23. What each folder holds is written in tests/golden/README.md.
+torch 2.15, diffusers 0.42.1 and transformers 5.23 or 5.24. What each folder holds is written in tests/golden/README.md.
 
 Every parameter is rounded to float16 before the run and stored as float16, so the numbers are exact for a reader
 that widens to float32, and the files stay small. Vectors (norms, biases) are disturbed first: with weight 1 and bias 0
@@ -91,18 +91,98 @@ def tapped(model, names, run):
     return result, taps
 
 
-def unet(folder, **changes):
+SD15 = dict(sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 16, 24),
+            norm_num_groups=8, cross_attention_dim=24, attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+SDXL_TAPS = ("time_embedding", "add_embedding", "down_blocks.0", "down_blocks.1.attentions.0.transformer_blocks.1",
+             "down_blocks.2.attentions.0", "mid_block.attentions.0.transformer_blocks.2", "mid_block",
+             "up_blocks.0.attentions.1", "up_blocks.1.upsamplers.0", "up_blocks.2", "conv_norm_out")
+SDXL = dict(layers_per_block=1, attention_head_dim=(2, 4, 3), use_linear_projection=True,
+            transformer_layers_per_block=(1, 2, 3),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 20)
+LCM_TAPS = ("time_embedding", "conv_in", "down_blocks.0.resnets.0", "mid_block", "up_blocks.1")
+LCM = dict(in_channels=9, layers_per_block=1, block_out_channels=(16, 24), time_cond_proj_dim=16,
+           down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+SSD_TAPS = ("down_blocks.0.attentions.0", "down_blocks.1", "mid_block", "up_blocks.0.attentions.0", "up_blocks.1")
+SSD = dict(layers_per_block=1, block_out_channels=(16, 24), use_linear_projection=True, mid_block_type="UNetMidBlock2D",
+           transformer_layers_per_block=[[2], [1]], reverse_transformer_layers_per_block=[[1, 2], [2, 1]],
+           down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
+
+
+def conditions(config):
+    """What this UNet takes besides latents, step and prompt: tensors of the case and arguments of the model."""
+    tensors, arguments = {}, {}
+    if config.get("addition_embed_type"):
+        sizes = torch.tensor([[1024, 1024, 0, 0, 1024, 1024], [512, 768, 16, 8, 640, 768.0]])
+        tensors = {"text_embeds": normal(2, 20, seed=3), "time_ids": sizes}
+        arguments = {"added_cond_kwargs": dict(tensors)}
+    if config.get("time_cond_proj_dim"):
+        scale = torch.tensor([7.5, 1.3])
+        embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        arguments["timestep_cond"] = embed(None, scale - 1, config["time_cond_proj_dim"])
+        tensors |= {"guidance_scale": scale, "timestep_cond": arguments["timestep_cond"]}
+    return tensors, arguments
+
+
+def unet(folder, taps=UNET_TAPS, **changes):
     """SD 1.5's pattern of blocks, narrow, on latents that are not square, with two different timesteps in the batch."""
     torch.manual_seed(0)
-    config = dict(sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 16, 24),
-                  norm_num_groups=8, cross_attention_dim=24, attention_head_dim=2,
-                  down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                  up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
-    model = settle(diffusers.UNet2DConditionModel(**{**config, **changes}))
-    sample, timestep, context = normal(2, 4, 8, 12, seed=1), torch.tensor([981, 1]), normal(2, 77, 24, seed=2)
-    out, taps = tapped(model, UNET_TAPS, lambda: model(sample, timestep, context).sample)
+    model = settle(diffusers.UNet2DConditionModel(**{**SD15, **changes}))
+    sample = normal(2, model.config.in_channels, 8, 12, seed=1)
+    timestep, context = torch.tensor([981, 1]), normal(2, 77, 24, seed=2)
+    more, arguments = conditions(model.config)
+    out, taps = tapped(model, taps, lambda: model(sample, timestep, context, **arguments).sample)
     write(folder, public(model.config), half_state(model),
-          {"sample": sample, "timestep": timestep, "encoder_hidden_states": context, "out": out, **taps})
+          {"sample": sample, "timestep": timestep, "encoder_hidden_states": context, **more, "out": out, **taps})
+
+
+CONTROL_TAPS = ("time_embedding", "down_blocks.0.attentions.1", "down_blocks.1", "mid_block")
+
+
+def controlnet(folder):
+    """A ControlNet for `unet_sd15`: `down.0` … and `mid` at a scale of 0.8, and `unet_out`, what that UNet makes of
+    them. Its zero convolutions are not zero, and one picture serves both items of the batch."""
+    torch.manual_seed(1)
+    model = settle(diffusers.ControlNetModel(
+        in_channels=4, layers_per_block=2, block_out_channels=(16, 16, 24), norm_num_groups=8, cross_attention_dim=24,
+        attention_head_dim=2, conditioning_embedding_out_channels=(8, 12, 16),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")))
+    with torch.no_grad():
+        for seed, parameter in enumerate(model.parameters()):
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.copy_((0.2 * normal(*parameter.shape, seed=seed)).half().float())
+    torch.manual_seed(0)
+    net = settle(diffusers.UNet2DConditionModel(**SD15))
+    sample, timestep, context = normal(2, 4, 8, 12, seed=1), torch.tensor([981, 1]), normal(2, 77, 24, seed=2)
+    cond, scale = normal(1, 3, 32, 48, seed=8).sigmoid(), torch.tensor([0.8])
+    (down, mid), taps = tapped(model, CONTROL_TAPS, lambda: model(
+        sample, timestep, context, cond, conditioning_scale=scale.item(), return_dict=False))
+    with torch.no_grad():
+        out = net(sample, timestep, context, down_block_additional_residuals=down, mid_block_additional_residual=mid)
+    write(folder, public(model.config), half_state(model),
+          {"sample": sample, "timestep": timestep, "encoder_hidden_states": context, "cond": cond,
+           "conditioning_scale": scale, "mid": mid, **{f"down.{i}": value for i, value in enumerate(down)}, **taps,
+           "unet_out": out.sample})
+
+
+UNET2D_TAPS = ("time_embedding", "down_blocks.0.downsamplers.0", "down_blocks.1.attentions.0", "mid_block.attentions.0",
+               "mid_block", "up_blocks.0.attentions.1", "up_blocks.1")
+
+
+def unet2d(folder, **changes):
+    """UNet2DModel as the DDPM checkpoints of the Hub have it: no padding before the picture, sines first."""
+    torch.manual_seed(0)
+    config = dict(sample_size=8, layers_per_block=1, block_out_channels=(16, 24), norm_num_groups=8,
+                  attention_head_dim=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                  up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    model = settle(diffusers.UNet2DModel(**{**config, **changes}))
+    sample, timestep = normal(2, 3, 8, 12, seed=1), torch.tensor([981, 1])
+    out, taps = tapped(model, UNET2D_TAPS, lambda: model(sample, timestep).sample)
+    write(folder, public(model.config), half_state(model),
+          {"sample": sample, "timestep": timestep, "out": out, **taps})
 
 
 def vae_kl(folder):
@@ -118,15 +198,17 @@ def vae_kl(folder):
 
 
 # ---------------------------------------------------------------- text encoders
-def clip(folder, activation, pad, prefix):
+def clip(folder, activation, pad, prefix, projected=False, old_eos=False):
     """CLIP text model. With `prefix` the names are those of published Stable Diffusion checkpoints (`text_model.` and
-    the `position_ids` buffer); without it those that transformers 5 writes."""
+    the `position_ids` buffer); without it those that transformers 5 writes. `projected` adds SDXL's projection;
+    `old_eos` the end token 2 of files from before transformers 4.30, whose pooled state is that of the highest id."""
     torch.manual_seed(0)
     config = transformers.CLIPTextConfig(
         vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=77, hidden_act=activation, projection_dim=32, bos_token_id=298, eos_token_id=299,
-        pad_token_id=299 if pad is None else pad)
-    model = settle(transformers.CLIPTextModel(config), matrix_gain=2.0)
+        max_position_embeddings=77, hidden_act=activation, projection_dim=32, bos_token_id=298,
+        eos_token_id=2 if old_eos else 299, pad_token_id=299 if pad is None else pad)
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    model = settle(kind(config), matrix_gain=2.0)
     ids = torch.randint(1, 298, (2, 77), generator=torch.Generator().manual_seed(3))
     ids[:, 0] = 298
     for row, end in ((0, 9), (1, 40)):
@@ -136,12 +218,16 @@ def clip(folder, activation, pad, prefix):
         out = model(ids, output_hidden_states=True)
     weights = half_state(model)
     if prefix:
-        weights = {f"text_model.{name}": value for name, value in weights.items()}
+        if not projected:
+            weights = {f"text_model.{name}": value for name, value in weights.items()}
         weights["text_model.embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
-    kept = {"input_ids": ids.int(), "last_hidden_state": out.last_hidden_state, "penultimate": out.hidden_states[-2],
-            "pooled": out.pooler_output}
+    kept = {"input_ids": ids.int(), "last_hidden_state": out.last_hidden_state, "penultimate": out.hidden_states[-2]}
+    kept |= {"text_embeds": out.text_embeds} if projected else {"pooled": out.pooler_output}
+    if projected:
+        with torch.no_grad():
+            kept["skipped"] = model.text_model.final_layer_norm(out.hidden_states[-2])
     settings = json.loads(config.to_json_string())
-    settings["architectures"] = ["CLIPTextModel"]
+    settings["architectures"] = [kind.__name__]
     write(folder, settings, weights, kept)
 
 
@@ -190,10 +276,18 @@ CASES = {
     "unet_sd15": unet,
     "unet_sd21": lambda folder: unet(folder, use_linear_projection=True, attention_head_dim=(2, 4, 3),
                                      upcast_attention=True),
+    "unet_sdxl": lambda folder: unet(folder, SDXL_TAPS, **SDXL),
+    "unet_lcm": lambda folder: unet(folder, LCM_TAPS, **LCM),
+    "unet_ssd": lambda folder: unet(folder, SSD_TAPS, **SSD),
+    "controlnet": controlnet,
+    "unet2d": unet2d,
+    "unet2d_ddpm": lambda folder: unet2d(folder, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1,
+                                         attention_head_dim=None, norm_eps=1e-6, attn_norm_num_groups=4),
     "vae_kl": vae_kl,
     "clip_l": lambda folder: clip(folder, "quick_gelu", None, prefix=False),
     "clip_l_prefix": lambda folder: clip(folder, "quick_gelu", None, prefix=True),
     "clip_h": lambda folder: clip(folder, "gelu", 0, prefix=True),
+    "clip_g": lambda folder: clip(folder, "gelu", 0, prefix=True, projected=True, old_eos=True),
     "llama": llama,
     "llama_tied": lambda folder: llama(folder, tied=True, hub_names=True, rms_norm_eps=1e-5,
                                        rope=dict(rope_type="default", rope_theta=50000.0)),

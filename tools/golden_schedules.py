@@ -3,12 +3,14 @@
 usage: python tools/golden_schedules.py [OUTDIR]      (default: tests/golden)
 needs: torch, diffusers, safetensors, numpy. Made with torch 2.15 and diffusers 0.42.1; nothing is downloaded.
 
-schedules.safetensors holds per case (metadata CASE = JSON of class, config, step arguments, steps):
-  CASE/timesteps [n], CASE/sigmas [n+1] (where the scheduler has them), CASE/init [64]
-  CASE/in [n,64] what the network is given, CASE/out [n,64] what it answers (a fixed function plus noise),
-  CASE/noise [n,64] the noise that the scheduler drew (zeros where it drew none), CASE/x [n,64] the sample after the step
-  CASE/start [n,64] add_noise(clean, noise, t_i) for the tensors start.clean and start.noise
+schedules.safetensors holds per case (metadata CASE = JSON of class, config, step arguments, steps, first step); a row
+is an evaluation of the network, of which a step has one or two:
+  CASE/timesteps [rows], CASE/sigmas [n+1] (where the scheduler has them), CASE/init [24]
+  CASE/in [rows,24] what the network is given, CASE/out [rows,24] what it answers (a fixed function plus noise),
+  CASE/noise [rows,24] the noise that the scheduler drew (zeros where it drew none), CASE/x [rows,24] the sample after it
+  CASE/start [rows,24] add_noise(clean, noise, t) for the tensors start.clean and start.noise; zeros within a step
   CASE/timesteps.N and CASE/sigmas.N for N steps alone
+A case that starts at step k > 0 begins with the sample of CASE/start.
 and alphas_cumprod.NAME [1000]. schedules_rng.safetensors holds torch.randn of one generator, call by call.
 """
 import importlib
@@ -24,7 +26,11 @@ from safetensors.torch import save_file
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SD_DDIM = dict(SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 V = dict(prediction_type="v_prediction")
-DPM, EULER, EULER_A = "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"
+PLMS = dict(SD, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
+DPM, DPM_S, DPM_SDE = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"
+EULER, EULER_A, LMS, HEUN = (f"{name}Scheduler" for name in ("EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete"))
+KDPM2, KDPM2_A = "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"
+UNIPC, DEIS = "UniPCMultistepScheduler", "DEISMultistepScheduler"
 SDE = dict(SD, algorithm_type="sde-dpmsolver++")
 KARRAS = dict(use_karras_sigmas=True)
 ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
@@ -61,9 +67,79 @@ CASES = {
     "dpmpp_2m_sde": (DPM, SDE, {}, 12),
     "dpmpp_2m_sde_karras": (DPM, dict(SDE, **KARRAS), {}, 12),
     "dpmpp_2m_sde_heun": (DPM, dict(SDE, solver_type="heun"), {}, 12),
+    "dpmpp_2m_vpred_zsnr": (DPM, dict(SD, **V, **ZERO_SNR), {}, 12),
+    "dpmpp_2m_order3": (DPM, dict(SD, solver_order=3), {}, 12),
+    "dpmpp_2m_order3_long": (DPM, dict(SD, solver_order=3, final_sigmas_type="sigma_min"), {}, 16),
+    "dpmpp_2m_4": (DPM, SD, {}, 4),
+    "dpmpp_2m_from": (DPM, SD, {}, 12, 5),
+    "ddpm_vpred_zsnr": ("DDPMScheduler", dict(SD, clip_sample=False, **V, **ZERO_SNR), {}, 12),
+    "euler_from": (EULER, dict(SD, **KARRAS), {}, 12, 5),
+    "euler_a_vpred_zsnr": (EULER_A, dict(SD, **V, **ZERO_SNR), {}, 12),
     "lcm": ("LCMScheduler", dict(SD, original_inference_steps=50), {}, 4),
+    "lcm_vpred_zsnr": ("LCMScheduler", dict(SD, **V, rescale_betas_zero_snr=True), {}, 4),
+    "tcd": ("TCDScheduler", SD, {}, 4),
+    "tcd_eta0": ("TCDScheduler", SD, dict(eta=0.0), 4),
+    "tcd_eta1": ("TCDScheduler", SD, dict(eta=1.0), 8),
+    "tcd_vpred_zsnr": ("TCDScheduler", dict(SD, **V, rescale_betas_zero_snr=True), dict(eta=0.7), 4),
+    "pndm": ("PNDMScheduler", PLMS, {}, 12),
+    "pndm_4": ("PNDMScheduler", PLMS, {}, 4),
+    "pndm_linspace": ("PNDMScheduler", dict(PLMS, timestep_spacing="linspace"), {}, 12),
+    "pndm_trailing_to_one": ("PNDMScheduler", dict(PLMS, timestep_spacing="trailing", set_alpha_to_one=True), {}, 12),
+    "pndm_vpred": ("PNDMScheduler", dict(PLMS, **V), {}, 12),
+    "pndm_prk": ("PNDMScheduler", SD, {}, 7),
+    "pndm_prk_vpred": ("PNDMScheduler", dict(SD, steps_offset=1, **V), {}, 12),
+    "lms": (LMS, SD, {}, 12),
+    "lms_karras": (LMS, dict(SD, **KARRAS), {}, 12),
+    "lms_exponential": (LMS, dict(SD, use_exponential_sigmas=True), {}, 12),
+    "lms_trailing_vpred": (LMS, dict(SD, timestep_spacing="trailing", **V), {}, 12),
+    "lms_leading_sample": (LMS, dict(SD, timestep_spacing="leading", prediction_type="sample"), {}, 12),
+    "heun": (HEUN, SD, {}, 12),
+    "heun_karras": (HEUN, dict(SD, **KARRAS), {}, 6),
+    "heun_exponential_vpred": (HEUN, dict(SD, use_exponential_sigmas=True, **V), {}, 6),
+    "heun_leading_clip": (HEUN, dict(SD, timestep_spacing="leading", steps_offset=1, clip_sample=True), {}, 6),
+    "heun_from": (HEUN, SD, {}, 12, 5),
+    "kdpm2": (KDPM2, SD, {}, 12),
+    "kdpm2_karras": (KDPM2, dict(SD, **KARRAS), {}, 6),
+    "kdpm2_exponential": (KDPM2, dict(SD, use_exponential_sigmas=True), {}, 6),
+    "kdpm2_trailing_vpred": (KDPM2, dict(SD, timestep_spacing="trailing", **V), {}, 6),
+    "kdpm2_from": (KDPM2, SD, {}, 12, 5),
+    "kdpm2_a": (KDPM2_A, SD, {}, 12),
+    "kdpm2_a_karras": (KDPM2_A, dict(SD, **KARRAS), {}, 6),
+    "kdpm2_a_leading_vpred": (KDPM2_A, dict(SD, timestep_spacing="leading", steps_offset=1, **V), {}, 6),
+    "kdpm2_a_from": (KDPM2_A, SD, {}, 12, 5),
+    "dpmpp_sde": (DPM_SDE, SD, {}, 12),
+    "dpmpp_sde_karras": (DPM_SDE, dict(SD, **KARRAS), {}, 6),
+    "dpmpp_sde_trailing_vpred": (DPM_SDE, dict(SD, timestep_spacing="trailing", **V), {}, 6),
+    "dpmpp_sde_from": (DPM_SDE, SD, {}, 12, 5),
+    "dpmpp_2s": (DPM_S, SD, {}, 12),
+    "dpmpp_2s_odd": (DPM_S, SD, {}, 7),
+    "dpmpp_2s_karras": (DPM_S, dict(SD, **KARRAS), {}, 12),
+    "dpmpp_2s_vpred_heun": (DPM_S, dict(SD, solver_type="heun", use_exponential_sigmas=True, **V), {}, 12),
+    "dpmpp_2s_sigma_min": (DPM_S, dict(SD, final_sigmas_type="sigma_min"), {}, 12),
+    "dpmpp_2s_order3": (DPM_S, dict(SD, solver_order=3), {}, 12),
+    "dpmpp_2s_order3_heun": (DPM_S, dict(SD, solver_order=3, solver_type="heun", lower_order_final=True), {}, 7),
+    "dpmpp_2s_order3_sigma_min": (DPM_S, dict(SD, solver_order=3, final_sigmas_type="sigma_min"), {}, 8),
+    "dpmpp_2s_from": (DPM_S, dict(SD, solver_order=3), {}, 12, 4),
+    "deis": (DEIS, SD, {}, 12),
+    "deis_long": (DEIS, SD, {}, 20),
+    "deis_karras": (DEIS, dict(SD, **KARRAS), {}, 12),
+    "deis_exponential_vpred": (DEIS, dict(SD, use_exponential_sigmas=True, **V), {}, 16),
+    "deis_leading_sample": (DEIS, dict(SD, timestep_spacing="leading", prediction_type="sample"), {}, 12),
+    "deis_order3": (DEIS, dict(SD, solver_order=3), {}, 12),
+    "deis_order3_long": (DEIS, dict(SD, solver_order=3, timestep_spacing="trailing"), {}, 16),
+    "deis_from": (DEIS, dict(SD, solver_order=3), {}, 12, 5),
+    "unipc": (UNIPC, SD, {}, 12),
+    "unipc_4": (UNIPC, SD, {}, 4),
+    "unipc_bh1": (UNIPC, dict(SD, solver_type="bh1"), {}, 12),
+    "unipc_karras": (UNIPC, dict(SD, **KARRAS), {}, 12),
+    "unipc_exponential_vpred": (UNIPC, dict(SD, use_exponential_sigmas=True, **V), {}, 12),
+    "unipc_vpred_zsnr": (UNIPC, dict(SD, **V, **ZERO_SNR), {}, 12),
+    "unipc_sigma_min": (UNIPC, dict(SD, final_sigmas_type="sigma_min", lower_order_final=False), {}, 12),
+    "unipc_order3": (UNIPC, dict(SD, solver_order=3, disable_corrector=[0, 4]), {}, 12),
+    "unipc_order3_karras": (UNIPC, dict(SD, solver_order=3, **KARRAS), {}, 20),
+    "unipc_from": (UNIPC, dict(SD, solver_order=3), {}, 12, 5),
 }
-SHAPE = (1, 4, 4, 4)
+SHAPE = (1, 4, 2, 3)
 COUNTS = (1, 5, 25, 50)
 
 
@@ -77,42 +153,99 @@ def make(cls, config, steps):
     return scheduler
 
 
+def order(scheduler):
+    """Evaluations a step. A PNDM that begins with Runge-Kutta has others, which the class does not tell."""
+    return getattr(scheduler, "order", 1)
+
+
 def schedule_tensors(scheduler):
     yield "timesteps", scheduler.timesteps.float()
-    if torch.is_tensor(getattr(scheduler, "sigmas", None)):
-        yield "sigmas", scheduler.sigmas.float()
+    sigmas = getattr(scheduler, "sigmas", None)
+    if torch.is_tensor(sigmas):
+        # Two evaluations a step: the level of each step stands there twice.
+        steps = scheduler.num_inference_steps
+        yield "sigmas", (torch.cat([sigmas[: 2 * steps : 2], sigmas[-1:]]) if order(scheduler) == 2 else sigmas).float()
 
 
-def run(cls, config, arguments, steps, clean, noise):
-    """One whole denoising run with a fixed "network"; returns the tensors of the case."""
+def starts(cls, config, steps, clean, noise):
+    """The noisy sample with which a run may begin, for each row that begins a step."""
+    rows = []
+    for i, t in enumerate(make(cls, config, steps).timesteps):
+        fresh = make(cls, config, steps)
+        if hasattr(fresh, "set_begin_index"):
+            fresh.set_begin_index(i)
+        begins = i % order(fresh) == 0
+        rows.append(fresh.add_noise(clean, noise, t.reshape(1)) if begins else torch.zeros(SHAPE))
+    return rows
+
+
+class Draws:
+    """Records what a scheduler draws."""
+
+    def __init__(self, scheduler):
+        self.scheduler, self.drawn = scheduler, []
+        self.module = importlib.import_module(type(scheduler).__module__)
+        self.kept = {}
+
+    def __enter__(self):
+        for name in ("randn_tensor", "BrownianTreeNoiseSampler"):
+            if hasattr(self.module, name):
+                self.kept[name] = getattr(self.module, name)
+                setattr(self.module, name, getattr(self, name))
+        return self
+
+    def __exit__(self, *_):
+        for name, original in self.kept.items():
+            setattr(self.module, name, original)
+
+    def randn_tensor(self, shape, **keywords):
+        self.drawn.append(self.kept["randn_tensor"](shape, **keywords))
+        return self.drawn[-1]
+
+    def BrownianTreeNoiseSampler(self, *arguments):
+        tree = self.kept["BrownianTreeNoiseSampler"](*arguments)
+
+        def increment(start, end):
+            self.drawn.append(tree(start, end))
+            return self.drawn[-1]
+
+        return increment
+
+    def last(self, row):
+        """The draw as a standard normal one that does not depend on earlier ones."""
+        if not isinstance(self.scheduler, diffusers.DPMSolverSDEScheduler) or row % 2 == 0:
+            return self.drawn[-1]
+        # Increments of one path from sigma to the midpoint and to the end; the part beyond the midpoint is new.
+        index = self.scheduler.step_index - 1
+        start, end = self.scheduler.sigmas[index - 1].double(), self.scheduler.sigmas[index].double()
+        share = (start - (start * end).sqrt()) / (start - end)
+        return ((self.drawn[-1] - share.sqrt() * self.drawn[-2]) / (1 - share).sqrt()).float()
+
+
+def run(cls, config, arguments, steps, first, clean, noise):
+    """One denoising run from a step on with a fixed "network"; returns the tensors of the case."""
     scheduler = make(cls, config, steps)
-    module = importlib.import_module(type(scheduler).__module__)
-    original, drawn = module.randn_tensor, []
-
-    def recording(shape, **keywords):
-        drawn.append(original(shape, **keywords))
-        return drawn[-1]
-
-    x = randn(11) * float(scheduler.init_noise_sigma)
+    row = first * order(scheduler)
+    rows = {"in": [], "out": [], "noise": [], "x": [], "start": starts(cls, config, steps, clean, noise)[row:]}
+    x = rows["start"][0] if first else randn(11) * float(scheduler.init_noise_sigma)
+    if first:
+        scheduler.set_begin_index(row)
     tensors = {"init": x.flatten(), **dict(schedule_tensors(scheduler))}
-    rows = {"in": [], "out": [], "noise": [], "x": []}
+    tensors["timesteps"] = tensors["timesteps"][row:]
     if "generator" in inspect.signature(scheduler.step).parameters:
         arguments = dict(arguments, generator=torch.Generator().manual_seed(12))
-    module.randn_tensor = recording
-    try:
-        for i, t in enumerate(scheduler.timesteps):
+    if hasattr(scheduler, "noise_sampler_seed"):
+        scheduler.noise_sampler_seed = 12
+    with Draws(scheduler) as draws:
+        for i, t in enumerate(scheduler.timesteps[row:]):
             given = scheduler.scale_model_input(x, t)
             answer = 0.5 * randn(100 + i) + 0.5 * torch.tanh(given)
-            before = len(drawn)
+            before = len(draws.drawn)
             x = scheduler.step(answer, t, x, **arguments).prev_sample
             rows["in"].append(given)
             rows["out"].append(answer)
-            rows["noise"].append(drawn[-1] if len(drawn) > before else torch.zeros(SHAPE))
+            rows["noise"].append(draws.last(i) if len(draws.drawn) > before else torch.zeros(SHAPE))
             rows["x"].append(x)
-    finally:
-        module.randn_tensor = original
-    fresh = make(cls, config, steps)
-    rows["start"] = [fresh.add_noise(clean, noise, t.reshape(1)) for t in fresh.timesteps]
     tensors.update({name: torch.stack([r.flatten() for r in values]) for name, values in rows.items()})
     return tensors
 
@@ -120,15 +253,16 @@ def run(cls, config, arguments, steps, clean, noise):
 def schedules():
     clean, noise = randn(13), randn(14)
     tensors, metadata = {"start.clean": clean.flatten(), "start.noise": noise.flatten()}, {}
-    for name, (cls, config, arguments, steps) in CASES.items():
-        for key, value in run(cls, config, arguments, steps, clean, noise).items():
+    for name, (cls, config, arguments, steps, *rest) in CASES.items():
+        first = rest[0] if rest else 0
+        for key, value in run(cls, config, arguments, steps, first, clean, noise).items():
             tensors[f"{name}/{key}"] = value
-        for count in COUNTS:
+        for count in () if first or cls == "PNDMScheduler" and not config.get("skip_prk_steps") else COUNTS:
             for key, value in schedule_tensors(make(cls, config, count)):
                 tensors[f"{name}/{key}.{count}"] = value
         # The configuration is written as diffusers would write it, with the class name and without defaults.
         written = {"_class_name": cls, **config}
-        metadata[name] = json.dumps({"config": written, "step": arguments, "steps": steps})
+        metadata[name] = json.dumps({"config": written, "step": arguments, "steps": steps, "first": first})
     for name, config in {
         "linear": {},
         "scaled_linear": SD,

@@ -13,7 +13,7 @@ use crate::gpu::{Elem, Gpu, GpuOptions, Without};
 use crate::graph::Kernels;
 use crate::nets::language::FAMILIES;
 use crate::quant::{AUTO, Recipe};
-use crate::weights::{Gguf, gguf_file, has_quantization_config, read_json};
+use crate::weights::{Gguf, ImageModel, gguf_file, has_quantization_config, read_json};
 use crate::{Error, Result};
 
 /// Which GPU, and how much of it. Flatten it into a command's `Args`.
@@ -182,9 +182,6 @@ pub struct ModelFolder {
     pub family: Family,
 }
 
-/// Pipelines that there are nets for.
-const PIPELINES: [&str; 1] = ["StableDiffusionPipeline"];
-
 #[derive(Deserialize)]
 struct Head {
     #[serde(rename = "_class_name")]
@@ -212,7 +209,7 @@ impl ModelFolder {
         }
         let has = |name: &str| path.join(name).is_file();
         let family = match (has("model_index.json"), has("config.json")) {
-            (true, _) => pipeline(&path)?,
+            (true, _) => ImageModel::open(&path).map(|_| Family::TextToImage)?,
             (false, true) => language_model(&path)?,
             (false, false) => {
                 return Err(Error::Model(format!(
@@ -239,27 +236,6 @@ impl ModelFolder {
         };
         Err(Error::Model(format!("{}: {is}; use `{command}` for it", self.path.display())))
     }
-}
-
-fn pipeline(path: &Path) -> Result<Family> {
-    let head: Head = read_json(path, "model_index.json")?;
-    let class = head.class_name.unwrap_or_default();
-    if !PIPELINES.contains(&class.as_str()) {
-        return Err(Error::Model(format!(
-            "{}: the pipeline `{class}` is not one that runs here; there is {}",
-            path.join("model_index.json").display(),
-            PIPELINES.join(", ")
-        )));
-    }
-    for (net, _) in Family::TextToImage.nets() {
-        if !path.join(net).join("config.json").is_file() {
-            return Err(Error::Model(format!(
-                "{}: there is no {net}/config.json; the download is incomplete",
-                path.display()
-            )));
-        }
-    }
-    Ok(Family::TextToImage)
 }
 
 fn language_model(path: &Path) -> Result<Family> {

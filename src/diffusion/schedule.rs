@@ -9,14 +9,50 @@ use crate::{Error, Result};
 /// Which family's rule picks the timesteps: the classes of diffusers differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grid {
-    /// DDIM and DDPM: whole steps of `num_train_timesteps / n`, leading by default.
+    /// DDIM, DDPM, PNDM: whole steps of `num_train_timesteps / n`, leading by default.
     Ddim,
-    /// Euler and its kin: fractional steps, linspace by default.
+    /// Euler: fractional steps, linspace by default.
     Euler,
-    /// DPM-Solver: n of n + 1 whole steps, linspace by default.
+    /// Euler's kin (ancestral, LMS, Heun, DPM++ SDE): the same, and ends at 0 whatever the file says.
+    EulerToZero,
+    /// DPM2: as the kin, but whole steps under Karras.
+    Dpm2,
+    /// Multistep DPM-Solver: n of n + 1 whole steps, linspace by default.
     DpmSolver,
-    /// LCM: a subset of the distilled schedule.
+    /// The same, and whole steps under Karras are rounded for every β.
+    DpmSolverSinglestep,
+    /// As singlestep DPM-Solver, without `lambda_min_clipped`.
+    UniPc,
+    /// As UniPC; ends at the level of training step 0, or stays at the last level where it does not visit
+    /// training steps.
+    Deis,
+    /// LCM and TCD: a subset of the distilled schedule.
     Lcm,
+}
+
+impl Grid {
+    /// Fractional steps, and x = x0 + sigma · noise; else x has unit variance.
+    pub fn is_fractional(self) -> bool {
+        matches!(self, Grid::Euler | Grid::EulerToZero | Grid::Dpm2)
+    }
+
+    /// n of n + 1 whole steps, where noise levels may be spaced by themselves.
+    fn is_solver(self) -> bool {
+        matches!(self, Grid::DpmSolver | Grid::DpmSolverSinglestep | Grid::UniPc | Grid::Deis)
+    }
+
+    /// Which whole step the network is told for a level between two.
+    fn whole(self, t: f64, config: &ScheduleConfig, spacing: SigmaSpacing) -> f64 {
+        let karras = spacing == SigmaSpacing::Karras;
+        let cosine = config.beta_schedule == BetaSchedule::SquaredcosCapV2;
+        match self {
+            Grid::Dpm2 if karras => t.round_ties_even(),
+            Grid::DpmSolver if karras && cosine => t.trunc(),
+            _ if self.is_solver() && karras => t.round_ties_even(),
+            _ if self.is_solver() => t.trunc(),
+            _ => t,
+        }
+    }
 }
 
 /// The visited noise levels of a run of n steps.
@@ -29,6 +65,8 @@ pub struct Schedule {
     /// ᾱ per training step, [num_train_timesteps]. Of a zero-SNR schedule the last is 0 for the
     /// grids `Ddim` and `Lcm`, and 2^-24 for the others, which need a finite sigma.
     pub alphas_cumprod: Vec<f64>,
+    /// log sigma per training step, [num_train_timesteps].
+    log_sigmas: Vec<f64>,
 }
 
 impl Schedule {
@@ -46,15 +84,16 @@ impl Schedule {
             )));
         }
         let (floored, levels) = config.training_sigmas();
+        let log_sigmas: Vec<f64> = levels.iter().map(|s| f64::from(s.ln() as f32)).collect();
         let alphas_cumprod = match grid {
             Grid::Ddim | Grid::Lcm => config.alphas_cumprod(),
-            Grid::Euler | Grid::DpmSolver => floored,
+            _ => floored,
         };
         let mut timesteps = match grid {
             Grid::Ddim => ddim_timesteps(config, steps),
-            Grid::Euler => euler_timesteps(config, steps),
-            Grid::DpmSolver => dpm_timesteps(config, &alphas_cumprod, steps),
+            Grid::Euler | Grid::EulerToZero | Grid::Dpm2 => euler_timesteps(config, steps),
             Grid::Lcm => lcm_timesteps(config, steps)?,
+            _ => solver_timesteps(config, grid, &alphas_cumprod, steps),
         };
         timesteps.truncate(steps);
         if timesteps.is_empty() {
@@ -62,41 +101,49 @@ impl Schedule {
                 "lambda_min_clipped leaves no training step; the default is -Infinity".into(),
             ));
         }
-        let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&levels, t)).collect();
+        let sgm = config.timestep_spacing == Some(TimestepSpacing::SgmUniform);
+        let level = |t: &f64| match grid.is_fractional() && sgm {
+            // k-diffusion interpolates log sigma, diffusers sigma.
+            true => interpolate(&log_sigmas, *t).exp(),
+            false => interpolate(&levels, *t),
+        };
+        let mut sigmas: Vec<f64> = timesteps.iter().map(level).collect();
         let spacing = config.sigma_spacing();
-        if matches!(grid, Grid::Euler | Grid::DpmSolver) && spacing != SigmaSpacing::Discrete {
+        let spaced =
+            spacing != SigmaSpacing::Discrete && (grid.is_fractional() || grid.is_solver());
+        if spaced {
             let (max, min) = spacing_bounds(config, grid, &sigmas, &levels);
             sigmas = match spacing {
                 SigmaSpacing::Karras => karras(max, min, steps),
                 _ => linspace(max.ln(), min.ln(), steps).into_iter().map(f64::exp).collect(),
             };
-            let logs: Vec<f64> = levels.iter().map(|s| f64::from(s.ln() as f32)).collect();
-            timesteps = sigmas.iter().map(|&s| timestep_of(s, &logs)).collect();
-            if grid == Grid::DpmSolver {
-                // DPM-Solver tells the network whole steps: rounded for Karras unless the schedule
-                // is the cosine, then cut off, as in diffusers.
-                let round = spacing == SigmaSpacing::Karras
-                    && config.beta_schedule != BetaSchedule::SquaredcosCapV2;
-                let whole = |t: f64| if round { t.round_ties_even() } else { t.trunc() };
-                timesteps.iter_mut().for_each(|t| *t = whole(*t));
-            }
+            let told = |s: &f64| grid.whole(timestep_of(*s, &log_sigmas), config, spacing);
+            timesteps = sigmas.iter().map(told).collect();
         }
-        // The multistep formula divides by the difference of two levels.
-        if grid == Grid::DpmSolver && !sigmas.is_sorted_by(|a, b| a > b) {
+        // The multistep formulas divide by the difference of two levels.
+        if grid.is_solver() && !sigmas.is_sorted_by(|a, b| a > b) {
             return Err(Error::Usage(format!(
-                "{steps} steps visit a noise level twice, which DPM-Solver cannot do; give fewer"
+                "{steps} steps visit a noise level twice, which this sampler cannot do; give fewer"
             )));
         }
-        sigmas.push(match config.final_sigmas_type {
-            FinalSigma::Zero => 0.0,
-            FinalSigma::SigmaMin => levels.first().copied().unwrap_or(0.0),
+        let smallest = levels.first().copied().unwrap_or(0.0);
+        sigmas.push(match (grid, config.final_sigmas_type) {
+            (Grid::Deis, _) if spaced => sigmas.last().copied().unwrap_or(smallest),
+            (Grid::Deis, _) => smallest,
+            (Grid::EulerToZero | Grid::Dpm2, _) | (_, FinalSigma::Zero) => 0.0,
+            (_, FinalSigma::SigmaMin) => smallest,
         });
-        Ok(Schedule { timesteps, sigmas, alphas_cumprod })
+        Ok(Schedule { timesteps, sigmas, alphas_cumprod, log_sigmas })
     }
 
     /// Number of steps.
     pub fn steps(&self) -> usize {
         self.timesteps.len()
+    }
+
+    /// Fractional training step of a noise level, linear in log sigma.
+    pub fn timestep_at(&self, sigma: f64) -> f64 {
+        timestep_of(sigma, &self.log_sigmas)
     }
 }
 
@@ -109,6 +156,7 @@ fn ddim_timesteps(config: &ScheduleConfig, steps: usize) -> Vec<f64> {
         }
         TimestepSpacing::Leading => leading(train / steps, steps, config.steps_offset),
         TimestepSpacing::Trailing => trailing(train as f64, train as f64 / steps as f64),
+        TimestepSpacing::SgmUniform => sgm_uniform(train, steps, f64::round_ties_even),
     }
 }
 
@@ -121,24 +169,33 @@ fn euler_timesteps(config: &ScheduleConfig, steps: usize) -> Vec<f64> {
         }
         TimestepSpacing::Leading => leading(train / steps, steps, config.steps_offset),
         TimestepSpacing::Trailing => trailing(train as f64, train as f64 / steps as f64),
+        TimestepSpacing::SgmUniform => sgm_uniform(train, steps, |t| f64::from(t as f32)),
     }
 }
 
-fn dpm_timesteps(config: &ScheduleConfig, alphas: &[f64], steps: usize) -> Vec<f64> {
+fn solver_timesteps(config: &ScheduleConfig, grid: Grid, alphas: &[f64], steps: usize) -> Vec<f64> {
     let train = config.num_train_timesteps;
     let lambda = |a: f64| 0.5 * (a / (1.0 - a)).ln();
-    let clipped = config.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY);
+    let clipped = match grid {
+        Grid::UniPc | Grid::Deis => f64::NEG_INFINITY,
+        _ => config.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY),
+    };
     let last = train - alphas.iter().filter(|&&a| lambda(a) < clipped).count();
     let mut timesteps = match config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace) {
-        TimestepSpacing::Linspace => {
-            let rising = linspace(0.0, last as f64 - 1.0, steps + 1);
-            rising.into_iter().rev().map(f64::round_ties_even).collect()
+        TimestepSpacing::Linspace | TimestepSpacing::SgmUniform => {
+            sgm_uniform(last, steps, f64::round_ties_even)
         }
         TimestepSpacing::Leading => leading(last / (steps + 1), steps + 1, config.steps_offset),
         TimestepSpacing::Trailing => trailing(last as f64, train as f64 / steps as f64),
     };
     timesteps.truncate(steps);
     timesteps
+}
+
+/// The first n of n + 1 equal steps from the last of `train` training steps to the first.
+fn sgm_uniform(train: usize, steps: usize, store: impl Fn(f64) -> f64) -> Vec<f64> {
+    let rising = linspace(0.0, train as f64 - 1.0, steps + 1);
+    rising.into_iter().skip(1).rev().map(store).collect()
 }
 
 /// arXiv 2310.04378: n of the `original_inference_steps` that the model was distilled with.
@@ -151,7 +208,7 @@ fn lcm_timesteps(config: &ScheduleConfig, steps: usize) -> Result<Vec<f64>> {
     }
     if steps > original {
         return Err(Error::Usage(format!(
-            "{steps} steps were asked for, but LCM takes at most original_inference_steps = \
+            "{steps} steps were asked for, but LCM and TCD take at most original_inference_steps = \
              {original}"
         )));
     }
@@ -189,7 +246,7 @@ fn interpolate(levels: &[f64], t: f64) -> f64 {
     levels[low] + (levels[high] - levels[low]) * (t - low as f64)
 }
 
-/// Euler spans the visited levels (or the file's bounds), DPM-Solver all levels of training.
+/// Euler and its kin span the visited levels (or the file's bounds), DPM-Solver all levels of training.
 fn spacing_bounds(
     config: &ScheduleConfig,
     grid: Grid,
@@ -197,7 +254,7 @@ fn spacing_bounds(
     levels: &[f64],
 ) -> (f64, f64) {
     let ends = |v: &[f64]| (v.first().copied().unwrap_or(0.0), v.last().copied().unwrap_or(0.0));
-    if grid == Grid::DpmSolver {
+    if grid.is_solver() {
         let (min, max) = ends(levels);
         return (max, min);
     }

@@ -32,6 +32,11 @@ pub enum TimestepSpacing {
     Leading,
     Trailing,
     Linspace,
+    /// The first n of n + 1 fractional steps from the last training step to the first: k-diffusion under Stable
+    /// Diffusion XL's own code, AUTOMATIC1111's "SGM Uniform". Trailing rounds nearly the same steps. No file of
+    /// diffusers has this word.
+    #[serde(skip)]
+    SgmUniform,
 }
 
 /// What the network's answer stands for.
@@ -46,12 +51,17 @@ pub enum PredictionType {
     Sample,
 }
 
-/// Second-order rule of DPM-Solver++ (arXiv 2211.01095).
+/// Second-order rule of DPM-Solver++ (arXiv 2211.01095), or B(h) of UniPC (arXiv 2302.04867). A class takes another
+/// class's word for its own default (midpoint, bh2), as diffusers does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
     Midpoint,
     Heun,
+    Bh1,
+    Bh2,
+    /// DEIS has this one only.
+    Logrho,
 }
 
 /// Noise level after the last step: none, or that of training step 0.
@@ -62,28 +72,61 @@ pub enum FinalSigma {
     SigmaMin,
 }
 
-/// Spacing of the noise levels between the largest and the smallest.
+/// Which noise levels a run visits, as a user chooses it: how levels lie between the largest and the smallest, or
+/// which training steps are visited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SigmaSpacing {
-    /// The levels of the visited training steps.
+    /// The levels of the visited training steps, spaced as the file says.
     Discrete,
     /// Equal steps of sigma^(1/7): arXiv 2206.00364, equation 5.
     Karras,
     /// Equal steps of log sigma.
     Exponential,
+    /// The levels of training steps, see [`TimestepSpacing`].
+    Leading,
+    Trailing,
+    Linspace,
+    SgmUniform,
 }
 
 impl SigmaSpacing {
-    /// Names that `FromStr` takes, for messages and help.
-    pub const NAMES: &str = "discrete (default, normal, uniform), karras, exponential";
+    /// Every spacing, in the order of help.
+    pub const ALL: [SigmaSpacing; 7] = [
+        SigmaSpacing::Discrete,
+        SigmaSpacing::Karras,
+        SigmaSpacing::Exponential,
+        SigmaSpacing::Trailing,
+        SigmaSpacing::Leading,
+        SigmaSpacing::Linspace,
+        SigmaSpacing::SgmUniform,
+    ];
 
-    /// AUTOMATIC1111's word for the `Schedule type` field.
+    /// Names that `FromStr` takes, for messages and help.
+    pub const NAMES: &str = "discrete (default, normal, uniform), karras, exponential, trailing, \
+                             leading, linspace, sgm_uniform";
+
+    /// AUTOMATIC1111's word for the `Schedule type` field; for what it lacks, a word of that kind.
     pub fn label(self) -> &'static str {
         match self {
             SigmaSpacing::Discrete => "Uniform",
             SigmaSpacing::Karras => "Karras",
             SigmaSpacing::Exponential => "Exponential",
+            SigmaSpacing::Trailing => "Trailing",
+            SigmaSpacing::Leading => "Leading",
+            SigmaSpacing::Linspace => "Linspace",
+            SigmaSpacing::SgmUniform => "SGM Uniform",
+        }
+    }
+
+    /// The training steps that this spacing asks for, if it does.
+    fn timesteps(self) -> Option<TimestepSpacing> {
+        match self {
+            SigmaSpacing::Trailing => Some(TimestepSpacing::Trailing),
+            SigmaSpacing::Leading => Some(TimestepSpacing::Leading),
+            SigmaSpacing::Linspace => Some(TimestepSpacing::Linspace),
+            SigmaSpacing::SgmUniform => Some(TimestepSpacing::SgmUniform),
+            _ => None,
         }
     }
 }
@@ -91,12 +134,17 @@ impl SigmaSpacing {
 impl FromStr for SigmaSpacing {
     type Err = Error;
     fn from_str(s: &str) -> Result<SigmaSpacing> {
-        match s.trim().to_ascii_lowercase().as_str() {
+        let word = s.trim().to_ascii_lowercase().replace([' ', '-'], "_");
+        match word.as_str() {
             "discrete" | "default" | "normal" | "uniform" | "automatic" => {
                 Ok(SigmaSpacing::Discrete)
             }
             "karras" => Ok(SigmaSpacing::Karras),
             "exponential" => Ok(SigmaSpacing::Exponential),
+            "trailing" => Ok(SigmaSpacing::Trailing),
+            "leading" => Ok(SigmaSpacing::Leading),
+            "linspace" => Ok(SigmaSpacing::Linspace),
+            "sgm_uniform" => Ok(SigmaSpacing::SgmUniform),
             _ => Err(Error::Usage(format!(
                 "unknown sigma spacing {s:?}; valid names: {}",
                 SigmaSpacing::NAMES
@@ -123,8 +171,10 @@ pub struct ScheduleConfig {
     /// None: the default of the sampler's own class (leading for DDIM and DDPM, linspace for others).
     pub timestep_spacing: Option<TimestepSpacing>,
     pub steps_offset: usize,
-    /// DDIM: ᾱ after the last step is 1, else ᾱ_0.
-    pub set_alpha_to_one: bool,
+    /// DDIM and PNDM: ᾱ after the last step is 1, else ᾱ_0. None: false if PNDM wrote the file, else true.
+    pub set_alpha_to_one: Option<bool>,
+    /// PNDM: begin with linear multistep. None: false if PNDM wrote the file, else true.
+    pub skip_prk_steps: Option<bool>,
     /// Clamp x0 to ±`clip_sample_range`. None: true if DDIM or DDPM wrote the file, as in diffusers.
     pub clip_sample: Option<bool>,
     pub clip_sample_range: f64,
@@ -146,7 +196,14 @@ pub struct ScheduleConfig {
     /// DPM-Solver: `dpmsolver++` or `sde-dpmsolver++`.
     pub algorithm_type: Option<String>,
     pub solver_type: SolverType,
-    pub lower_order_final: bool,
+    /// DPM-Solver, DEIS, UniPC: 1 to 3. None: 2.
+    pub solver_order: Option<usize>,
+    /// UniPC.
+    pub predict_x0: Option<bool>,
+    /// UniPC: steps that are not corrected.
+    pub disable_corrector: Vec<usize>,
+    /// None: false if singlestep DPM-Solver wrote the file, else true.
+    pub lower_order_final: Option<bool>,
     pub euler_at_final: bool,
     /// DPM-Solver: training steps with log(α/σ) below this are left out; None: none are.
     pub lambda_min_clipped: Option<f64>,
@@ -167,7 +224,8 @@ impl Default for ScheduleConfig {
             prediction_type: PredictionType::Epsilon,
             timestep_spacing: None,
             steps_offset: 0,
-            set_alpha_to_one: true,
+            set_alpha_to_one: None,
+            skip_prk_steps: None,
             clip_sample: None,
             clip_sample_range: 1.0,
             thresholding: false,
@@ -185,7 +243,10 @@ impl Default for ScheduleConfig {
             timestep_type: "discrete".into(),
             algorithm_type: None,
             solver_type: SolverType::Midpoint,
-            lower_order_final: true,
+            solver_order: None,
+            predict_x0: None,
+            disable_corrector: Vec::new(),
+            lower_order_final: None,
             euler_at_final: false,
             lambda_min_clipped: None,
             original_inference_steps: 50,
@@ -208,7 +269,8 @@ impl ScheduleConfig {
             beta_end: 0.012,
             beta_schedule: BetaSchedule::ScaledLinear,
             steps_offset: 1,
-            set_alpha_to_one: false,
+            set_alpha_to_one: Some(false),
+            skip_prk_steps: Some(true),
             clip_sample: Some(false),
             ..ScheduleConfig::default()
         }
@@ -246,7 +308,27 @@ impl ScheduleConfig {
         self.use_exponential_sigmas = spacing == SigmaSpacing::Exponential;
         self.use_beta_sigmas = false;
         self.use_lu_lambdas = false;
+        self.timestep_spacing = spacing.timesteps().or(self.timestep_spacing);
         self
+    }
+
+    /// Whether ᾱ after the last step is 1.
+    pub fn set_alpha_to_one(&self) -> bool {
+        self.set_alpha_to_one.unwrap_or(!self.is_class("PNDMScheduler"))
+    }
+
+    /// Whether PNDM begins with linear multistep.
+    pub fn skip_prk_steps(&self) -> bool {
+        self.skip_prk_steps.unwrap_or(!self.is_class("PNDMScheduler"))
+    }
+
+    /// Whether a short run ends with steps of lower order.
+    pub fn lower_order_final(&self) -> bool {
+        self.lower_order_final.unwrap_or(!self.is_class("DPMSolverSinglestepScheduler"))
+    }
+
+    fn is_class(&self, name: &str) -> bool {
+        self.class_name.as_deref() == Some(name)
     }
 
     /// The spacing that the file asks for.

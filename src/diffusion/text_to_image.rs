@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::image::Image;
-use super::rng::Rng;
-use super::sampler::{Sampler, StepCoefficients};
+use super::rng::{Rng, RngKind};
+use super::sampler::{COEFFICIENTS, Sampler, StepCoefficients};
 use super::schedule::{ScheduleConfig, SigmaSpacing};
 use crate::gpu::{Buffer, Elem, Gpu};
 use crate::graph::{Graph, Launch, Plan, PlanOptions, Shape, Var};
 use crate::nets::clip::{ClipText, ClipTextConfig};
-use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
+use crate::nets::unet::{TimeConditions, Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nets::vae::{VaeConfig, VaeDecoder};
 use crate::nn::{LoadReport, LoadedTensor, Loader};
 use crate::ops::assign::assign;
-use crate::ops::sampler::{model_input, predict_x0, step};
+use crate::ops::sampler::{MEMORY, model_input, predict_value, remember, step};
 use crate::quant::Recipe;
 use crate::text::tokenizer::ClipTokenizer;
 use crate::weights::WeightStore;
@@ -162,7 +162,10 @@ impl TextToImage {
         let (width, height) = self.size(request)?;
         let factor = self.vae_config.scale();
         let (w, h, c) = (width / factor, height / factor, self.config.in_channels);
-        let sampler = request.sampler.unwrap_or_else(|| Sampler::of_config(&self.schedule));
+        let sampler = match request.sampler {
+            Some(sampler) => sampler,
+            None => Sampler::of_config(&self.schedule)?,
+        };
         let schedule = match request.spacing {
             Some(spacing) => {
                 sampler.check_spacing(spacing)?;
@@ -177,14 +180,14 @@ impl TextToImage {
         let keys_values = self.keys_values(&context, batch)?;
         let tables = self.time_tables(&table)?;
 
-        let mut rng = Rng::new(request.seed);
+        let mut rng = Rng::new(RngKind::Cpu, request.seed);
         let sigma = sampler.init_noise_sigma(&schedule, request.steps)?;
         let start: Vec<f32> = rng.randn_nhwc(1, h, w, c).iter().map(|v| v * sigma).collect();
         let latent = self.gpu.upload("latents", bytemuck::cast_slice(&start))?;
-        let previous =
-            self.gpu.upload("previous x0", bytemuck::cast_slice(&vec![0f32; start.len()]))?;
+        let memory =
+            self.gpu.upload("sampler", bytemuck::cast_slice(&vec![0f32; MEMORY * start.len()]))?;
         let shape = [1, h, w, c];
-        let plan = self.step_plan(shape, batch, &latent, &previous, &tables, &keys_values)?;
+        let plan = self.step_plan(shape, batch, &latent, &memory, &tables, &keys_values)?;
         let guidance = request.guidance as f32;
         Ok(Run {
             gpu: self.gpu.clone(),
@@ -273,7 +276,8 @@ impl TextToImage {
         let (store, recipe) = part(&self.folder, "unet", &self.options.weights)?;
         let net = UnetTime::load(&Loader::new(&self.gpu, &store, &recipe), &self.config)?;
         let graph = Graph::new(self.options.act);
-        let vars = net.table(graph.input("timesteps", [table.len()], Elem::F32));
+        let timesteps = graph.input("timesteps", [table.len()], Elem::F32);
+        let vars = net.table(timesteps, &TimeConditions::default());
         for (i, var) in vars.iter().enumerate() {
             graph.output(&format!("t{i}"), *var);
         }
@@ -293,14 +297,15 @@ impl TextToImage {
         shape: [usize; 4],
         batch: usize,
         latent: &Buffer,
-        previous: &Buffer,
+        memory: &Buffer,
         tables: &[Stored],
         keys_values: &[[Stored; 2]],
     ) -> Result<Plan> {
         let act = self.options.act;
         let graph = Graph::new(act);
         let x = graph.external(latent, shape, Elem::F32);
-        let x0_previous = graph.external(previous, shape, Elem::F32);
+        let [n, h, w, c] = shape;
+        let memory = graph.external(memory, [MEMORY * n, h, w, c], Elem::F32);
         let noise = graph.input("noise", shape, Elem::F32);
         let coefficients = graph.input("coefficients", [COEFFICIENTS], Elem::F32);
         let row = graph.input("row", [batch], Elem::U32);
@@ -310,11 +315,11 @@ impl TextToImage {
 
         let input = model_input(x, coefficients, batch);
         let eps = self.unet.forward(input, &tables, row, &pairs).tap("eps");
-        let x0 = predict_x0(x, eps, coefficients);
-        let next = step(x, x0, x0_previous, noise, coefficients);
+        let value = predict_value(x, eps, coefficients);
+        let next = step(x, value, memory, noise, coefficients);
         graph.output("eps", eps);
+        graph.output("memory", remember(memory, x, value, coefficients));
         graph.output("next", assign(x, next));
-        graph.output("x0", assign(x0_previous, x0));
         Plan::new(&self.gpu, &graph, &self.options.plan)
     }
 
@@ -341,9 +346,10 @@ impl TextToImage {
         self.gpu.wait()?;
         let mut seconds = Seconds { encode: start.elapsed().as_secs_f64(), ..Default::default() };
         let start = Instant::now();
+        let steps = run.table.last().map_or(0, |row| row.steps_done as usize);
         for i in 0..run.steps() {
             run.step(i)?;
-            on_step(i + 1, run.steps());
+            on_step(run.table[i].steps_done as usize, steps);
         }
         let latents = run.latents()?;
         seconds.denoise = start.elapsed().as_secs_f64();
@@ -357,13 +363,9 @@ impl TextToImage {
                  test the device"
             ));
         }
-        let (sampler, steps) = (run.sampler, run.table.len());
-        Ok(Picture { image, latents, seconds, sampler, steps, warnings })
+        Ok(Picture { image, latents, seconds, sampler: run.sampler, steps, warnings })
     }
 }
-
-/// Floats of the coefficient input: a [`StepCoefficients`], the guidance scale, padding.
-const COEFFICIENTS: usize = 16;
 
 /// A value that one plan leaves for another.
 #[derive(Clone, Debug)]
@@ -393,6 +395,7 @@ pub struct Run {
 }
 
 impl Run {
+    /// Evaluations of the network; a step of some samplers takes two.
     pub fn steps(&self) -> usize {
         self.table.len()
     }
@@ -416,11 +419,7 @@ impl Run {
     /// Submits step `i`: one submission, no wait.
     pub fn step(&mut self, i: usize) -> Result<()> {
         let row = self.table[i];
-        let mut coefficients = [0f32; COEFFICIENTS];
-        let own: [f32; 12] = bytemuck::cast(row);
-        coefficients[..own.len()].copy_from_slice(&own);
-        coefficients[own.len()] = self.guidance;
-        self.plan.set("coefficients", &coefficients)?;
+        self.plan.set("coefficients", &row.with_guidance(self.guidance, 0.0))?;
         self.plan.set_u32("row", &vec![i as u32; self.batch])?;
         if row.needs_noise() {
             let [n, h, w, c] = self.shape;

@@ -9,6 +9,7 @@ mod lower;
 mod plan;
 mod shape;
 mod storage;
+mod stream;
 mod weight;
 
 use std::any::Any;
@@ -21,7 +22,7 @@ pub use lower::{Arg, Dispatch, Kernels, Lower, MAX_TRIPS, Operand};
 pub use plan::{Footprint, Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use storage::Arena;
-pub use weight::{Chunk, Vector, Weight, WeightInfo, weight_part};
+pub use weight::{Chunk, Residence, Vector, Weight, WeightInfo, weight_part};
 
 use crate::gpu::{Buffer, Elem};
 use crate::{Error, Result};

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use half::f16;
 
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
+use super::stream::{Placer, Stream};
 use super::{Arena, Graph, Home, Node, fuse, storage};
 use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, buffer_bytes, interrupted};
 use crate::tensor::{Data, Tensor};
@@ -22,6 +23,9 @@ pub struct PlanOptions {
     pub poison: bool,
     /// Memory shared with other plans, which then must not run before this one's outputs were read.
     pub arena: Option<Arena>,
+    /// Bytes of GPU memory through which weights pass that stay on the host; at least what the largest
+    /// window of one needs.
+    pub stream_pool: u64,
 }
 
 /// A value of the plan that the host can name.
@@ -51,6 +55,7 @@ pub struct Plan {
     outputs: Vec<(String, Named)>,
     taps: Vec<(String, Named)>,
     activation_bytes: u64,
+    stream: Option<Stream>,
 }
 
 /// Memory that a plan takes besides weights and what other plans hold.
@@ -91,7 +96,7 @@ impl Plan {
         let mut builder = Builder::new(gpu, options, graph.act(), None);
         let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
         let slots = builder.allocate()?;
-        let (steps, launches) = builder.compile(&nodes, dispatches, &owners, &slots)?;
+        let (steps, launches, stream) = builder.compile(&nodes, dispatches, &owners, &slots)?;
         let named = |list: Vec<(String, usize)>| -> Vec<(String, Named)> {
             list.into_iter().map(|(name, id)| (name, builder.named(&nodes, id, &slots))).collect()
         };
@@ -102,7 +107,8 @@ impl Plan {
         let inputs = named(inputs.filter(|(_, id)| live[*id]).collect()).into_iter().collect();
         let (outputs, taps) = (named(outputs), named(taps));
         let activation_bytes = slots.iter().map(Buffer::bytes).sum();
-        Ok(Plan { gpu: gpu.clone(), steps, launches, inputs, outputs, taps, activation_bytes })
+        let gpu = gpu.clone();
+        Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream })
     }
 
     /// What [`Plan::new`] would take for this graph, found without taking it or compiling anything.
@@ -177,12 +183,16 @@ impl Plan {
         };
         let mut commands = Vec::new();
         let mut flops = 0;
-        for (step, launch) in self.steps.iter().zip(&self.launches) {
-            if flops + launch.flops > most && !commands.is_empty() {
+        for (i, (step, launch)) in self.steps.iter().zip(&self.launches).enumerate() {
+            let loads = self.stream.as_ref().filter(|stream| stream.begins(i));
+            if (flops + launch.flops > most || loads.is_some()) && !commands.is_empty() {
                 self.gpu.submit(&commands)?;
                 interrupted()?;
                 commands.clear();
                 flops = 0;
+            }
+            if let Some(stream) = loads {
+                stream.load(&self.gpu, i)?;
             }
             commands.push(Command::Run(step));
             flops += launch.flops;
@@ -208,6 +218,10 @@ impl Plan {
     pub fn activation_bytes(&self) -> u64 {
         self.activation_bytes
     }
+    /// Bytes of the pool through which weights are streamed.
+    pub fn stream_bytes(&self) -> u64 {
+        self.stream.as_ref().map_or(0, Stream::bytes)
+    }
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }
@@ -219,8 +233,11 @@ impl Plan {
     pub fn weight_bytes(&self) -> u64 {
         self.launches.iter().map(|l| l.weight_bytes).sum()
     }
-    /// Milliseconds of each launch on the device, where it has timestamps.
+    /// Milliseconds of each launch on the device, where it has timestamps and no weight is streamed.
     pub fn profile(&self) -> Result<Option<Vec<(Launch, f64)>>> {
+        if self.stream.is_some() {
+            return Ok(None);
+        }
         let steps: Vec<&Step> = self.steps.iter().collect();
         let times = self.gpu.time(&steps)?;
         Ok(times.map(|t| self.launches.iter().cloned().zip(t.into_iter().map(|t| t.ms)).collect()))
@@ -432,7 +449,7 @@ impl<'a> Builder<'a> {
         dispatches: Vec<Dispatch>,
         owners: &[usize],
         slots: &[Buffer],
-    ) -> Result<(Vec<Step>, Vec<Launch>)> {
+    ) -> Result<(Vec<Step>, Vec<Launch>, Option<Stream>)> {
         let align = u64::from(self.gpu.caps().uniform_align).max(16);
         let mut offsets = Vec::new();
         let mut bytes = Vec::new();
@@ -445,6 +462,8 @@ impl<'a> Builder<'a> {
         if !bytes.is_empty() {
             self.gpu.write(&params, 0, &bytes)?;
         }
+        let windows = dispatches.iter().filter_map(|d| d.weight.as_ref());
+        let mut placer = Placer::new(self.gpu, self.options.stream_pool, windows)?;
         let (mut steps, mut launches) = (Vec::new(), Vec::new());
         for ((dispatch, offset), owner) in dispatches.iter().zip(offsets).zip(owners) {
             interrupted()?;
@@ -454,7 +473,12 @@ impl<'a> Builder<'a> {
             let mut own = vec![Some(Bind { buffer: params.clone(), offset, bytes: size })];
             own.extend(dispatch.args.iter().map(|arg: &Arg| arg.bind(slots)));
             let mut sets = vec![own];
-            sets.extend(dispatch.weight.as_ref().map(|chunk| chunk.binds()));
+            if let Some(window) = &dispatch.weight {
+                sets.push(match placer.as_mut().filter(|_| window.held().next().is_some()) {
+                    Some(placer) => placer.place(steps.len(), window)?,
+                    None => window.binds_with(|_| Err(unplaced()))?,
+                });
+            }
             let step = self.gpu.bind(&kernel, &sets, dispatch.groups).map_err(|e| {
                 Error::Runtime(format!("{}:{}: {e}", node.at.file(), node.at.line()))
             })?;
@@ -463,6 +487,11 @@ impl<'a> Builder<'a> {
             let (flops, weight_bytes) = (dispatch.flops, dispatch.weight_bytes);
             launches.push(Launch { op, kernel: dispatch.spec.describe(), flops, weight_bytes });
         }
-        Ok((steps, launches))
+        Ok((steps, launches, placer.map(Placer::finish)))
     }
+}
+
+/// A weight on the host that the placer never saw: a mistake in this file.
+fn unplaced() -> Error {
+    Error::Runtime("a weight on the host has no place in the pool".into())
 }

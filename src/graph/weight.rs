@@ -6,19 +6,52 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::Result;
+use super::stream::Held;
 use crate::gpu::{Bind, Buffer, Gpu, Source, Spec};
 use crate::quant::{Format, Layout, Offset, Packed};
 use crate::source;
+use crate::{Error, Result};
+
+/// Where the bytes of a weight are.
+#[derive(Clone, Debug)]
+enum Memory {
+    Gpu(Buffer),
+    /// On the host; a plan brings them to the GPU when it runs.
+    Host(Held),
+    /// Nowhere: so many bytes that can be planned with, never run with.
+    Outline(u64),
+}
+
+impl Memory {
+    fn bytes(&self) -> u64 {
+        match self {
+            Memory::Gpu(buffer) => buffer.bytes(),
+            Memory::Host(held) => held.len() as u64,
+            Memory::Outline(bytes) => *bytes,
+        }
+    }
+}
 
 /// Rows `row0 .. row0 + rows` of a weight, in buffers of their own.
 #[derive(Clone, Debug)]
 pub struct Chunk {
     pub row0: usize,
     pub rows: usize,
-    words: Buffer,
-    scales: Option<Buffer>,
+    words: Memory,
+    scales: Option<Memory>,
     info: Buffer,
+}
+
+/// Where a weight is to stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residence {
+    /// On the GPU, where every plan finds it.
+    #[default]
+    Gpu,
+    /// On the host; plans stream it ([`PlanOptions::stream_pool`](super::PlanOptions)).
+    Host,
+    /// Nowhere: it has a size and can be measured ([`Plan::measure`](super::Plan::measure)), not run.
+    Outline,
 }
 
 #[derive(Debug)]
@@ -59,8 +92,29 @@ impl Weight {
         Weight::upload_windowed(gpu, label, packed, gpu.caps().max_binding_bytes)
     }
 
+    /// As [`Weight::upload`], or kept on the host in windows of at most 16 MiB, so that a small pool
+    /// serves.
+    pub fn place(gpu: &Gpu, label: &str, packed: &Packed, residence: Residence) -> Result<Weight> {
+        let limit = match residence {
+            Residence::Gpu => gpu.caps().max_binding_bytes,
+            Residence::Host => gpu.caps().max_binding_bytes.min(16 << 20),
+            Residence::Outline => return Weight::outline(gpu, packed.layout, packed.format),
+        };
+        Weight::windowed(gpu, label, packed, limit, residence)
+    }
+
     /// As [`Weight::upload`] with a limit of the caller's (tests use small ones).
     pub fn upload_windowed(gpu: &Gpu, label: &str, packed: &Packed, limit: u64) -> Result<Weight> {
+        Weight::windowed(gpu, label, packed, limit, Residence::Gpu)
+    }
+
+    fn windowed(
+        gpu: &Gpu,
+        label: &str,
+        packed: &Packed,
+        limit: u64,
+        residence: Residence,
+    ) -> Result<Weight> {
         let rows = packed.layout.rows;
         let row_bytes = (packed.words.len() * 4 / rows.max(1)).max(1) as u64;
         let window = ((limit / row_bytes).max(1) as usize).min(rows);
@@ -69,15 +123,31 @@ impl Weight {
         while row0 < rows {
             let count = window.min(rows - row0);
             chunks.push(if count == rows {
-                chunk(gpu, label, packed, row0)?
+                chunk(gpu, label, packed, row0, residence)?
             } else {
-                chunk(gpu, label, &packed.slice_rows(row0..row0 + count), row0)?
+                let part = packed.slice_rows(row0..row0 + count);
+                chunk(gpu, label, &part, row0, residence)?
             });
             row0 += count;
         }
         let columns = packed.columns.as_deref().map(|c| gpu.upload(label, bytemuck::cast_slice(c)));
         let (format, layout, columns) = (packed.format, packed.layout, columns.transpose()?);
         Ok(Weight(Arc::new(Inner { format, layout, columns, chunks })))
+    }
+
+    /// A weight of this layout and format without its numbers.
+    pub fn outline(gpu: &Gpu, layout: Layout, format: Format) -> Result<Weight> {
+        let whole = format.bytes(&layout) as u64;
+        let row = (whole / layout.rows.max(1) as u64).max(1);
+        let window = ((gpu.caps().max_binding_bytes / row).max(1) as usize).min(layout.rows);
+        let info = gpu.uniform("weight outline", 16)?;
+        let chunk = |row0: usize| {
+            let rows = window.min(layout.rows - row0);
+            let words = Memory::Outline(format.bytes(&Layout { rows, ..layout }) as u64);
+            Chunk { row0, rows, words, scales: None, info: info.clone() }
+        };
+        let chunks = (0..layout.rows).step_by(window.max(1)).map(chunk).collect();
+        Ok(Weight(Arc::new(Inner { format, layout, columns: None, chunks })))
     }
 
     pub fn format(&self) -> Format {
@@ -102,7 +172,7 @@ impl Weight {
     pub fn chunks(&self) -> &[Chunk] {
         &self.0.chunks
     }
-    /// Bytes on the GPU.
+    /// Bytes of all its numbers, wherever they are.
     pub fn bytes(&self) -> u64 {
         let chunks: u64 = self.0.chunks.iter().map(Chunk::bytes).sum();
         chunks + self.columns().map_or(0, Buffer::bytes)
@@ -130,19 +200,50 @@ pub fn weight_part(spec: Spec, format: Format) -> Spec {
 }
 
 impl Chunk {
-    /// Bytes on the GPU.
+    /// Bytes of its numbers, wherever they are.
     pub fn bytes(&self) -> u64 {
-        self.words.bytes() + self.scales.as_ref().map_or(0, Buffer::bytes)
+        self.words.bytes() + self.scales.as_ref().map_or(0, Memory::bytes)
     }
-    /// Group 1 of a kernel joined with [`weight_part`].
-    pub(crate) fn binds(&self) -> Vec<Option<Bind>> {
-        let mut binds = vec![Some(Bind::whole(&self.info)), Some(Bind::whole(&self.words))];
-        binds.extend(self.scales.as_ref().map(|s| Some(Bind::whole(s))));
-        binds
+    /// What of it is on the host.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
+        [Some(&self.words), self.scales.as_ref()].into_iter().flatten().filter_map(|m| match m {
+            Memory::Gpu(_) | Memory::Outline(_) => None,
+            Memory::Host(held) => Some(held),
+        })
+    }
+    /// Group 1 of a kernel joined with [`weight_part`]; `place` says where a part from the host lies.
+    pub(super) fn binds_with(
+        &self,
+        mut place: impl FnMut(&Held) -> Result<Bind>,
+    ) -> Result<Vec<Option<Bind>>> {
+        let mut binds = vec![Some(Bind::whole(&self.info))];
+        for memory in [Some(&self.words), self.scales.as_ref()].into_iter().flatten() {
+            binds.push(Some(match memory {
+                Memory::Gpu(buffer) => Bind::whole(buffer),
+                Memory::Host(held) => place(held)?,
+                Memory::Outline(_) => {
+                    return Err(Error::Runtime("an outline of a weight cannot be run".into()));
+                }
+            }));
+        }
+        Ok(binds)
     }
 }
 
-fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> {
+fn chunk(
+    gpu: &Gpu,
+    label: &str,
+    packed: &Packed,
+    row0: usize,
+    residence: Residence,
+) -> Result<Chunk> {
+    let put = |bytes: &[u8]| -> Result<Memory> {
+        Ok(match residence {
+            Residence::Gpu => Memory::Gpu(gpu.upload(label, bytes)?),
+            Residence::Host => Memory::Host(Arc::new(bytes.to_vec())),
+            Residence::Outline => Memory::Outline(bytes.len() as u64),
+        })
+    };
     let layout = packed.layout;
     let (group, cubic) = match packed.format {
         Format::F32 | Format::F16 => (0, 0.0),
@@ -163,13 +264,13 @@ fn chunk(gpu: &Gpu, label: &str, packed: &Packed, row0: usize) -> Result<Chunk> 
     };
     let uniform = gpu.uniform("weight info", std::mem::size_of::<WeightInfo>() as u64)?;
     gpu.write(&uniform, 0, bytemuck::bytes_of(&info))?;
-    let words = gpu.upload(label, bytemuck::cast_slice(&packed.words))?;
+    let words = put(bytemuck::cast_slice(&packed.words))?;
     let scales = match (group, packed.format.offset()) {
         (0, _) => None,
-        (_, Offset::None) => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scales))?),
+        (_, Offset::None) => Some(put(bytemuck::cast_slice(&packed.scales))?),
         // Side by side: one fetch, and no binding more than the symmetric forms have (a convolution
         // with everything fused is at the eight that are certain).
-        _ => Some(gpu.upload(label, bytemuck::cast_slice(&packed.scale_offset_pairs()))?),
+        _ => Some(put(bytemuck::cast_slice(&packed.scale_offset_pairs()))?),
     };
     Ok(Chunk { row0, rows: layout.rows, words, scales, info: uniform })
 }
@@ -184,5 +285,9 @@ pub struct Vector {
 impl Vector {
     pub fn upload(gpu: &Gpu, label: &str, values: &[f32]) -> Result<Vector> {
         Ok(Vector { buffer: gpu.upload(label, bytemuck::cast_slice(values))?, len: values.len() })
+    }
+    /// A vector without its numbers, to plan with.
+    pub fn outline(gpu: &Gpu, len: usize) -> Result<Vector> {
+        Ok(Vector { buffer: gpu.buffer("vector outline", 16)?, len })
     }
 }

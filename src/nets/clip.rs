@@ -7,10 +7,13 @@ use serde::Deserialize;
 
 use super::config::{self, wrong};
 use crate::Result;
+use crate::gpu::Gpu;
 use crate::graph::Var;
 use crate::nn::{Bias, Embedding, LayerNorm, Linear, Loader, Positions};
 use crate::ops::attention::{Attention, Mask, attention};
+use crate::ops::embed::take_row;
 use crate::ops::pointwise::{Act, activate};
+use crate::tensor::Tensor;
 
 /// `config.json` of a CLIP text encoder. Absent fields have transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +36,9 @@ pub struct ClipTextConfig {
     hidden_act: HiddenAct,
     #[serde(default)]
     pub eos_token_id: Option<u32>,
+    /// Channels of `text_embeds`, where the encoder has a projection.
+    #[serde(default = "defaults::hidden")]
+    pub projection_dim: usize,
 }
 
 mod defaults {
@@ -87,6 +93,18 @@ impl ClipTextConfig {
             true => Ok(config),
             false => Err(wrong(path, format!("{width} channels do not divide into {heads} heads"))),
         }
+    }
+
+    /// Where each prompt's pooled state is, for `ids` of prompts of `length` tokens: the first
+    /// end-of-text token. Files from before transformers 4.30 say `eos_token_id` 2 whatever the
+    /// vocabulary, and there the highest id is meant.
+    pub fn eos_rows(&self, ids: &[u32], length: usize) -> Vec<u32> {
+        let row = |ids: &[u32]| {
+            let highest = ids.iter().copied().max().unwrap_or(0);
+            let end = self.eos_token_id.filter(|id| *id != 2).unwrap_or(highest);
+            ids.iter().position(|id| *id == end).unwrap_or(0) as u32
+        };
+        ids.chunks_exact(length.max(1)).map(row).collect()
     }
 }
 
@@ -154,12 +172,20 @@ impl Layer {
     }
 }
 
-/// A text encoder on the GPU.
+/// A text encoder on the GPU: CLIPTextModel, or CLIPTextModelWithProjection.
 pub struct ClipText {
     token_embedding: Embedding,
     position_embedding: Positions,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+}
+
+/// Every state of a text encoder. What nobody asks for costs nothing: a plan drops it.
+pub struct ClipStates<'g, 'a> {
+    /// The embeddings, then the output of each layer.
+    hidden: Vec<Var<'g>>,
+    net: &'a ClipText,
 }
 
 impl ClipText {
@@ -171,25 +197,115 @@ impl ClipText {
         let (embeddings, layers) = (model.pp("embeddings"), model.pp("encoder.layers"));
         let (width, positions) = (config.hidden_size, config.max_position_embeddings);
         let layer = |i| Layer::load(&layers.pp(i), config);
+        let projected = ld.contains("text_projection.weight");
+        let projection = || ld.linear("text_projection", config.projection_dim, width, Bias::No);
         Ok(ClipText {
             token_embedding: embeddings.embedding("token_embedding", config.vocab_size, width)?,
             position_embedding: embeddings.positions("position_embedding", positions, width)?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             final_layer_norm: model.layer_norm("final_layer_norm", width, config.layer_norm_eps)?,
+            text_projection: projected.then(projection).transpose()?,
         })
     }
 
-    /// Token ids u32 `[B, S]` → the last hidden state `[B, S, C]`, after the final norm. Tap
-    /// `penultimate`: the output of the last layer but one, which has no norm after it.
+    /// Whether it has the projection that `text_embeds` needs.
+    pub fn projects(&self) -> bool {
+        self.text_projection.is_some()
+    }
+
+    /// Puts vectors `[n, C]` of textual inversion behind the token table: ids from `vocab_size` on.
+    pub fn set_added_tokens(&mut self, gpu: &Gpu, rows: Option<&Tensor>) -> Result<()> {
+        self.token_embedding.set_added(gpu, rows)
+    }
+
+    /// Token ids u32 `[B, S]` → the last hidden state `[B, S, C]`, after the final norm: the context
+    /// of SD 1.x and 2.x.
     #[track_caller]
     pub fn forward<'g>(&self, ids: Var<'g>) -> Var<'g> {
-        let mut x = self.position_embedding.forward(self.token_embedding.forward(ids));
-        for (i, layer) in self.layers.iter().enumerate() {
-            if i + 1 == self.layers.len() {
-                x = x.tap("penultimate");
-            }
-            x = layer.forward(x);
+        self.states(ids).last()
+    }
+
+    /// Token ids u32 `[B, S]` → every state there is to ask for.
+    #[track_caller]
+    pub fn states<'g>(&self, ids: Var<'g>) -> ClipStates<'g, '_> {
+        let embeddings = self.position_embedding.forward(self.token_embedding.forward(ids));
+        self.states_of(embeddings)
+    }
+
+    /// As [`ClipText::states`] from embeddings `[B, S, C]` of tokens and positions.
+    fn states_of<'g>(&self, embeddings: Var<'g>) -> ClipStates<'g, '_> {
+        let mut hidden = vec![embeddings];
+        for layer in &self.layers {
+            hidden.push(layer.forward(hidden[hidden.len() - 1]));
         }
-        self.final_layer_norm.forward(x)
+        ClipStates { hidden, net: self }
+    }
+}
+
+impl<'g> ClipStates<'g, '_> {
+    /// The output of the last layer `[B, S, C]`, after the final norm.
+    #[track_caller]
+    pub fn last(&self) -> Var<'g> {
+        self.skipped(0)
+    }
+
+    /// The output `[B, S, C]` of the layer that has `skip` layers behind it, which has no norm after it:
+    /// transformers' `hidden_states[-(skip + 1)]`. SDXL's context is that of `skip` 1 and, where
+    /// diffusers is given a `clip_skip`, of 1 + `clip_skip`.
+    #[track_caller]
+    pub fn hidden(&self, skip: usize) -> Var<'g> {
+        match self.hidden.iter().rev().nth(skip) {
+            Some(state) => *state,
+            None => self.hidden[0].graph().invalid(format!(
+                "{skip} layers to be skipped, the text encoder has {}",
+                self.hidden.len() - 1
+            )),
+        }
+    }
+
+    /// [`ClipStates::hidden`] after the final norm: the context of SD 1.x and 2.x, where `skip` is
+    /// diffusers' `clip_skip` and one less than the "CLIP skip" of other programs.
+    #[track_caller]
+    pub fn skipped(&self, skip: usize) -> Var<'g> {
+        self.net.final_layer_norm.forward(self.hidden(skip))
+    }
+
+    /// The state of one token of each prompt, after all layers and the final norm: rows u32 `[B]`, as
+    /// [`ClipTextConfig::eos_rows`] finds them, → `[B, C]`.
+    #[track_caller]
+    pub fn pooled(&self, rows: Var<'g>) -> Var<'g> {
+        let state = take_row(self.hidden(0), rows);
+        let state = state.reshape([state.dim(0), state.dim(2)]);
+        self.net.final_layer_norm.forward(state)
+    }
+
+    /// [`ClipStates::pooled`] projected, `[B, projection_dim]`: SDXL's pooled text.
+    #[track_caller]
+    pub fn text_embeds(&self, rows: Var<'g>) -> Var<'g> {
+        match &self.net.text_projection {
+            Some(projection) => projection.forward(self.pooled(rows)),
+            None => rows.graph().invalid(
+                "the text encoder has no `text_projection.weight`; pooled text for SDXL comes from a \
+                 CLIPTextModelWithProjection (`text_encoder_2`)"
+                    .into(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The two readings of transformers' `modeling_clip.py`.
+    #[test]
+    fn the_pooled_token_is_the_first_end_of_text() {
+        let config = |eos: &str| -> ClipTextConfig {
+            serde_json::from_str(&format!("{{\"eos_token_id\": {eos}}}")).unwrap()
+        };
+        let ids = [9, 4, 7, 9, 8, 8, 2, 5, 9, 9];
+        assert_eq!(config("7").eos_rows(&ids, 5), [2, 0]);
+        assert_eq!(config("2").eos_rows(&ids, 5), [0, 3]);
+        assert_eq!(config("null").eos_rows(&ids, 5), [0, 3]);
     }
 }

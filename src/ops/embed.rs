@@ -34,10 +34,10 @@ params! {
     }
 }
 
-/// y[t, c] = w[ids[t], c], or w[ids[0] + t, c] for a range
+/// y[t, c] = w[ids[t], c], or w[ids[0] + t, c] for a range; w is all tables one below the other
 #[derive(Clone, Debug)]
 struct Embed {
-    weight: Weight,
+    tables: Vec<Weight>,
     range: bool,
 }
 
@@ -49,19 +49,35 @@ struct TakeRow;
 /// A table of several windows is one dispatch each. An id of V or more gives zeros.
 #[track_caller]
 pub fn embed<'g>(ids: Var<'g>, weight: &Weight) -> Var<'g> {
+    embed_stacked(ids, &[weight])
+}
+
+/// As [`embed`] with several tables of the same channels, one below the other: ids go on where the table
+/// above ends. The tables may differ in format.
+#[track_caller]
+pub fn embed_stacked<'g>(ids: Var<'g>, tables: &[&Weight]) -> Var<'g> {
     let shape = ids.shape();
+    let channels = tables.first().map_or(0, |table| table.channels());
+    let (mut columns, mut taps) = (false, 1);
+    for table in tables {
+        columns |= table.columns().is_some();
+        taps = taps.max(table.taps());
+    }
     let fits = if ids.elem() != Elem::U32 || shape.rank() > 4 {
         Err(format!("ids {shape:?} of {:?}, expected u32 [batch, tokens]", ids.elem()))
-    } else if weight.columns().is_some() {
+    } else if columns {
         Err("the table has reordered channels; it belongs to a linear layer".into())
-    } else if weight.taps() != 1 {
-        Err(format!("the table has {} taps; it belongs to a convolution", weight.taps()))
+    } else if taps != 1 {
+        Err(format!("the table has {taps} taps; it belongs to a convolution"))
+    } else if tables.iter().any(|table| table.channels() != channels) {
+        let all: Vec<usize> = tables.iter().map(|table| table.channels()).collect();
+        Err(format!("tables of {all:?} channels; those of one embedding have the same"))
     } else {
         let mut dims = shape.dims().to_vec();
-        dims.push(weight.channels());
+        dims.push(channels);
         Ok(Shape::new(&dims))
     };
-    let op = Embed { weight: weight.clone(), range: false };
+    let op = Embed { tables: tables.iter().map(|&table| table.clone()).collect(), range: false };
     ids.graph().record(op, &[ids], fits, ids.graph().act())
 }
 
@@ -79,7 +95,7 @@ pub fn embed_range<'g>(start: Var<'g>, count: usize, weight: &Weight) -> Var<'g>
     } else {
         Ok(Shape::new(&[1, count, weight.channels()]))
     };
-    let op = Embed { weight: weight.clone(), range: true };
+    let op = Embed { tables: vec![weight.clone()], range: true };
     start.graph().record(op, &[start], fits, start.graph().act())
 }
 
@@ -124,23 +140,28 @@ impl Op for Embed {
         let (tokens, channels) = (y.shape.rows(), y.shape.last());
         let reference = cx.reference() || !channels.is_multiple_of(8);
         let items = if reference { tokens * channels } else { tokens * channels / 8 };
-        for chunk in self.weight.chunks() {
-            let p = Params {
-                tokens: tokens as u32,
-                channels: channels as u32,
-                row0: chunk.row0 as u32,
-                rows: chunk.rows as u32,
-                total: self.weight.rows() as u32,
-                range: u32::from(self.range),
-                ..Default::default()
-            };
-            let dispatch = Dispatch::new(spec(reference, y.elem), &p)
-                .arg(&ids)
-                .arg(&y)
-                .weight(chunk, self.weight.format())
-                .weight_bytes(chunk.bytes() * tokens as u64 / chunk.rows.max(1) as u64)
-                .linear(items, 64);
-            cx.dispatch(dispatch)?;
+        let total: usize = self.tables.iter().map(Weight::rows).sum();
+        let mut above = 0;
+        for table in &self.tables {
+            for chunk in table.chunks() {
+                let p = Params {
+                    tokens: tokens as u32,
+                    channels: channels as u32,
+                    row0: (above + chunk.row0) as u32,
+                    rows: chunk.rows as u32,
+                    total: total as u32,
+                    range: u32::from(self.range),
+                    ..Default::default()
+                };
+                let dispatch = Dispatch::new(spec(reference, y.elem), &p)
+                    .arg(&ids)
+                    .arg(&y)
+                    .weight(chunk, table.format())
+                    .weight_bytes(chunk.bytes() * tokens as u64 / chunk.rows.max(1) as u64)
+                    .linear(items, 64);
+                cx.dispatch(dispatch)?;
+            }
+            above += table.rows();
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ pub mod conv2d;
 pub mod embed;
 pub mod finite;
 pub mod gather;
+pub mod guidance;
 pub mod kv_cache;
 pub mod matmul;
 pub mod norm;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<OpInfo> {
         embed::info(),
         finite::info(),
         gather::info(),
+        guidance::info(),
         kv_cache::info(),
         matmul::info(),
         norm::info(),

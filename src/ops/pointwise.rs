@@ -157,19 +157,22 @@ pub fn geglu(x: Var<'_>) -> Var<'_> {
     x.graph().record(GatedHalves { act: Act::Gelu }, &[x], fits, x.graph().act())
 }
 
-/// Shapes are equal, or the second is the tail of the first (channels, or one item of the batch).
+/// Shapes are equal, or the second is the tail of the first (channels, or one item of the batch). The
+/// result is stored as both inputs are.
 #[track_caller]
 fn binary<'g>(a: Var<'g>, b: Var<'g>, kind: BinaryKind) -> Var<'g> {
     let (sa, sb) = (a.shape(), b.shape());
     let one = sb.dims().iter().skip_while(|d| **d == 1).copied().collect::<Vec<_>>();
     let broadcast = sa.len() != sb.len();
     let tail = sa.dims().ends_with(&one) && matches!(kind, BinaryKind::Add | BinaryKind::Mul);
-    let fits = if sa == sb || (sa.len() == sb.len() && sa.dims().ends_with(&one)) || tail {
+    let fits = if a.elem() != b.elem() {
+        Err(format!("{sa:?} stored as {:?} with {sb:?} stored as {:?}", a.elem(), b.elem()))
+    } else if sa == sb || (sa.len() == sb.len() && sa.dims().ends_with(&one)) || tail {
         Ok(sa)
     } else {
         Err(format!("{sa:?} vs {sb:?}"))
     };
-    a.graph().record(Binary { kind, broadcast }, &[a, b], fits, a.graph().act())
+    a.graph().record(Binary { kind, broadcast }, &[a, b], fits, a.elem())
 }
 
 impl<'g> Add for Var<'g> {
@@ -190,7 +193,7 @@ impl<'g> Mul<Var<'g>> for f32 {
     type Output = Var<'g>;
     #[track_caller]
     fn mul(self, x: Var<'g>) -> Var<'g> {
-        x.graph().record(Scale { factor: self }, &[x], Ok(x.shape()), x.graph().act())
+        x.graph().record(Scale { factor: self }, &[x], Ok(x.shape()), x.elem())
     }
 }
 

@@ -6,10 +6,12 @@ use std::path::Path;
 use super::verify::Family;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions, Var};
-use crate::nets::clip::{ClipText, ClipTextConfig};
+use crate::nets::clip::ClipTextConfig;
+use crate::nets::controlnet::ControlNetConfig;
 use crate::nets::language::{Language, LanguageConfig};
 use crate::nets::taesd::TaesdConfig;
-use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
+use crate::nets::unet::UnetConfig;
+use crate::nets::unet2d::Unet2dConfig;
 use crate::nets::vae::VaeConfig;
 use crate::nn::Loader;
 use crate::quant::Recipe;
@@ -31,6 +33,8 @@ impl Family {
     pub(super) fn check(self, dir: &Path) -> Result<()> {
         match self {
             Family::Unet => UnetConfig::read(dir).map(drop),
+            Family::Unet2d => Unet2dConfig::read(dir).map(drop),
+            Family::ControlNet => ControlNetConfig::read(dir).map(drop),
             Family::Vae => VaeConfig::read(dir).map(drop),
             Family::Taesd => TaesdConfig::read(dir).map(drop),
             Family::ClipText => ClipTextConfig::read(dir).map(drop),
@@ -42,7 +46,7 @@ impl Family {
 /// What all families need.
 pub(super) struct Case<'a> {
     pub dir: &'a Path,
-    golden: &'a [(String, Tensor)],
+    pub golden: &'a [(String, Tensor)],
     pub kernels: Kernels,
     pub act: Elem,
     pub gpu: &'a Gpu,
@@ -85,6 +89,8 @@ pub fn evaluate_with(
     let case = Case { dir, golden, kernels, act, gpu, loader };
     match family {
         Family::Unet => case.unet(),
+        Family::Unet2d => case.unet2d(),
+        Family::ControlNet => case.controlnet(),
         Family::Vae => case.vae(),
         Family::Taesd => case.taesd(),
         Family::ClipText => case.clip(),
@@ -121,6 +127,16 @@ impl Case<'_> {
         output: Var<'_>,
         set: impl Fn(&Plan) -> Result<()>,
     ) -> Result<Named> {
+        self.run_all(graph, &[(name, output)], set)
+    }
+
+    /// As [`Case::run`] for several outputs, in this order.
+    pub(super) fn run_all(
+        &self,
+        graph: &Graph,
+        outputs: &[(&str, Var<'_>)],
+        set: impl Fn(&Plan) -> Result<()>,
+    ) -> Result<Named> {
         let run = |taps: bool| -> Result<Plan> {
             let options =
                 PlanOptions { kernels: self.kernels, taps, poison: true, ..Default::default() };
@@ -129,57 +145,15 @@ impl Case<'_> {
             plan.run()?;
             Ok(plan)
         };
-        graph.output(name, output);
-        let value = Tensor::f32(output.shape().dims(), run(false)?.read(name)?);
-        let mut all = vec![(name.to_string(), to_torch(value))];
+        outputs.iter().for_each(|(name, output)| graph.output(name, *output));
+        let plan = run(false)?;
+        let value = |(name, output): &(&str, Var<'_>)| -> Result<(String, Tensor)> {
+            let value = Tensor::f32(output.shape().dims(), plan.read(name)?);
+            Ok((name.to_string(), to_torch(value)))
+        };
+        let mut all = outputs.iter().map(value).collect::<Result<Named>>()?;
         let taps = run(true)?.taps()?;
         all.extend(taps.into_iter().map(|(name, t)| (format!("tap.{name}"), to_torch(t))));
-        Ok(all)
-    }
-
-    fn unet(&self) -> Result<Named> {
-        let config = UnetConfig::read(self.dir)?;
-        let time = UnetTime::load(&self.loader, &config)?;
-        let context = UnetContext::load(&self.loader, &config)?;
-        let unet = Unet::load(&self.loader, &config)?;
-        let sample = self.input("sample", 4)?;
-        let prompt = self.input("encoder_hidden_states", 3)?;
-        let timestep = self.input("timestep", 1)?;
-        let batch = sample.shape[0];
-        let graph = Graph::new(self.act);
-        let (x_shape, x) = to_nhwc(sample);
-        let x_in = graph.input("sample", x_shape, self.act);
-        let ctx = graph.input("context", prompt.shape.as_slice(), self.act);
-        let t = graph.input("timestep", [timestep.len()], Elem::F32);
-        let row = graph.input("row", [batch], Elem::U32);
-        let eps = unet.forward(x_in, &time.table(t), row, &context.keys_values(ctx));
-        // A single timestep serves the whole batch.
-        let rows: Vec<u32> = (0..batch).map(|b| b.min(timestep.len() - 1) as u32).collect();
-        self.run(&graph, "out", eps, |plan| {
-            plan.set("sample", &x)?;
-            plan.set("context", &prompt.to_f32())?;
-            plan.set("timestep", &timestep.to_f32())?;
-            plan.set_u32("row", &rows)
-        })
-    }
-
-    fn clip(&self) -> Result<Named> {
-        let config = ClipTextConfig::read(self.dir)?;
-        let clip = ClipText::load(&self.loader, &config)?;
-        let ids = self.input("input_ids", 2)?;
-        let tokens = token_ids(ids);
-        let graph = Graph::new(self.act);
-        let ids_in = graph.input("ids", ids.shape.as_slice(), Elem::U32);
-        let hidden = clip.forward(ids_in);
-        let mut all =
-            self.run(&graph, "last_hidden_state", hidden, |plan| plan.set_u32("ids", &tokens))?;
-        for (name, _) in &mut all {
-            if name == "tap.penultimate" {
-                *name = "penultimate".to_string();
-            }
-        }
-        let pooled = pooled(&all[0].1, &tokens, &config);
-        all.push(("pooled".to_string(), pooled));
         Ok(all)
     }
 
@@ -208,23 +182,8 @@ impl Case<'_> {
     }
 }
 
-fn token_ids(tensor: &Tensor) -> Vec<u32> {
+pub(super) fn token_ids(tensor: &Tensor) -> Vec<u32> {
     tensor.to_i64().into_iter().map(|id| u32::try_from(id).unwrap_or(u32::MAX)).collect()
-}
-
-/// CLIP's pooled output: the state at the first end-of-text token. Files from before transformers 4.30
-/// say `eos_token_id` 2 whatever the vocabulary, and there the highest id is meant.
-fn pooled(hidden: &Tensor, tokens: &[u32], config: &ClipTextConfig) -> Tensor {
-    let (s, c) = (hidden.shape[1], hidden.shape[2]);
-    let values = hidden.to_f32();
-    let row = |(b, ids): (usize, &[u32])| {
-        let highest = ids.iter().copied().max().unwrap_or(0);
-        let end = config.eos_token_id.filter(|id| *id != 2).unwrap_or(highest);
-        let at = ids.iter().position(|id| *id == end).unwrap_or(0);
-        values[(b * s + at) * c..][..c].to_vec()
-    };
-    let rows: Vec<f32> = tokens.chunks_exact(s.max(1)).enumerate().flat_map(row).collect();
-    Tensor::f32(&[hidden.shape[0], c], rows)
 }
 
 /// `[B, C, H, W]` → `[B, H, W, C]`

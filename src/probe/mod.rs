@@ -6,6 +6,7 @@ pub mod compare;
 pub mod compare_image;
 pub mod compare_text;
 mod evaluate;
+mod evaluate_image;
 mod evaluate_vae;
 pub mod perplexity;
 pub mod scorer;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::selftest_cases;
-use crate::diffusion::rng::Rng;
+use crate::diffusion::rng::Mt19937;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, MAX_TRIPS, Plan, PlanOptions, Var, Vector, Weight};
 use crate::ops::{canary, finite};
@@ -113,7 +113,7 @@ pub(super) struct Bench<'a> {
 impl Bench<'_> {
     /// Standard normal numbers as the device will hold them.
     pub fn data(&self, seed: u64, n: usize) -> Vec<f32> {
-        let mut values = Rng::new(seed).randn(n);
+        let mut values = Mt19937::new(seed).randn(n);
         if self.act == Elem::F16 {
             values.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
         }
@@ -121,12 +121,12 @@ impl Bench<'_> {
     }
     /// A random weight on the device, and its values as the device will decode them.
     pub fn weight(&self, seed: u64, layout: Layout, spec: QuantSpec) -> Result<(Weight, Vec<f32>)> {
-        let packed = Packed::pack(&Rng::new(seed).randn(layout.len()), layout, &spec, None)?;
+        let packed = Packed::pack(&Mt19937::new(seed).randn(layout.len()), layout, &spec, None)?;
         Ok((Weight::upload(self.gpu, "self-test", &packed)?, packed.decode()))
     }
     /// A random f32 vector on the device, and its values.
     pub fn vector(&self, seed: u64, n: usize) -> Result<(Vector, Vec<f32>)> {
-        let values = Rng::new(seed).randn(n);
+        let values = Mt19937::new(seed).randn(n);
         Ok((Vector::upload(self.gpu, "self-test", &values)?, values))
     }
 

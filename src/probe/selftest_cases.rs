@@ -3,7 +3,7 @@
 
 use super::selftest::{Bench, Feed};
 use crate::Result;
-use crate::diffusion::sampler::{StepCoefficients, apply};
+use crate::diffusion::sampler::{State, StepCoefficients, apply};
 use crate::gpu::Elem;
 use crate::graph::Vector;
 use crate::ops::attention::{self, Attention, Mask, attention};
@@ -11,12 +11,13 @@ use crate::ops::channels::{self, add_channels};
 use crate::ops::concat::cat;
 use crate::ops::conv2d::{self, Conv, conv2d};
 use crate::ops::embed::{self, embed};
+use crate::ops::guidance::{self, Answer};
 use crate::ops::kv_cache::{self, kv_write, q8_words};
 use crate::ops::matmul::{self, linear};
 use crate::ops::norm::{self, group_norm, layer_norm, rms_norm};
 use crate::ops::pointwise::{Act, activate, gated, geglu};
 use crate::ops::rope::{self, Rotary, rope};
-use crate::ops::sampler::{COEFFICIENTS, predict_x0, step};
+use crate::ops::sampler::{COEFFICIENTS, MEMORY, predict_value, step};
 use crate::ops::softmax::{self, softmax};
 use crate::ops::timestep::{self, timestep_embedding};
 use crate::ops::topk::{self, argmax};
@@ -292,33 +293,52 @@ fn lookup_cases(bench: &mut Bench<'_>) -> Result<()> {
     })
 }
 
-/// A step of DPM++ 2M in the middle of a schedule, with guidance.
+/// A step in the middle of a schedule, with guidance, that reads everything that a run keeps.
 fn sampler_case(bench: &mut Bench<'_>) -> Result<()> {
     let row = StepCoefficients {
         timestep: 500.0,
         input_scale: 0.5,
-        x0: [1.25, -0.75],
-        next: [0.5, 0.75, -0.25, 0.0],
-        sigma: 1.5,
+        value: [1.25, -0.75],
         clip: f32::MAX,
+        next: [0.5, 0.75, -0.25, 0.125, -0.5, 0.25, 0.0],
+        keep: [0.0, 0.0, 0.0, 0.0, 0.0, 1.0],
+        push: 1.0,
+        x0: [1.25, -0.75],
+        sigma: 1.5,
         start: [1.0, 1.5],
+        step: 3,
+        steps_done: 4,
     };
-    let guidance = 4.0;
+    let (guidance, n) = (4.0, 64);
     let shape = [1, 4, 4, 4];
-    let n = 64;
     let (x, out) = (bench.data(15, n), bench.data(16, 2 * n));
-    let before = bench.data(17, n);
+    let memory = bench.data(17, MEMORY * n);
     let joined: Vec<f32> = (0..n).map(|i| out[i] + guidance * (out[n + i] - out[i])).collect();
-    let (next, _) = apply(&row, &x, &joined, Some(&before), None)?;
-    let want: Vec<f64> = next.into_iter().map(f64::from).collect();
-    let mut coef: Vec<f32> = bytemuck::cast_slice(&[row]).to_vec();
-    coef.push(guidance);
-    coef.resize(COEFFICIENTS, 0.0);
-    let feeds = [Feed::F32("coef", &coef), Feed::F32("x", &x), Feed::F32("before", &before)];
-    bench.check("sampler", "DPM++ 2M step", &feeds, &want, |g| {
+    let part = |k: usize| memory[k * n..(k + 1) * n].to_vec();
+    let state = State { x: x.clone(), history: [0, 1, 2].map(part), saved: part(MEMORY - 1) };
+    let want: Vec<f64> =
+        apply(&row, &state, &joined, None)?.0.x.into_iter().map(f64::from).collect();
+    let coef = row.with_guidance(guidance, 0.0);
+    let feeds = [Feed::F32("coef", &coef), Feed::F32("x", &x), Feed::F32("memory", &memory)];
+    bench.check("sampler", "a step with history", &feeds, &want, |g| {
         let coef = g.input("coef", [COEFFICIENTS], Elem::F32);
-        let (x, before) = (g.input("x", shape, Elem::F32), g.input("before", shape, Elem::F32));
-        let x0 = predict_x0(x, g.literal([2, 4, 4, 4], out.clone()), coef);
-        step(x, x0, before, before, coef)
+        let x = g.input("x", shape, Elem::F32);
+        let memory = g.input("memory", [MEMORY, 4, 4, 4], Elem::F32);
+        let value = predict_value(x, g.literal([2, 4, 4, 4], out.clone()), coef);
+        step(x, value, memory, x, coef)
+    })?;
+    let (u, c) = out.split_at(n);
+    let factor = guidance::oracle(u, c, n, guidance, 0.7)[0] / f64::from(joined[0]);
+    let want: Vec<f64> = joined
+        .iter()
+        .zip(&x)
+        .map(|(g, x)| f64::from(row.value[0] * x) + f64::from(row.value[1] * g) * factor)
+        .collect();
+    let coef = row.with_guidance(guidance, 0.7);
+    let feeds = [Feed::F32("coef", &coef), Feed::F32("x", &x)];
+    bench.check("guidance", "rescale 0.7", &feeds, &want, |g| {
+        let coef = g.input("coef", [COEFFICIENTS], Elem::F32);
+        let answer = Answer::from(g.literal([2, 4, 4, 4], out.clone())).rescaled(1, coef);
+        predict_value(g.input("x", shape, Elem::F32), answer, coef)
     })
 }

@@ -39,7 +39,8 @@ impl Compared {
 pub struct VerifyReport {
     /// The folder's name.
     pub case: String,
-    /// `unet`, `vae`, `taesd`, `clip_text` or a language model's family; another where it is not supported.
+    /// `unet`, `unet2d`, `controlnet`, `vae`, `taesd`, `clip_text` or a language model's family; another
+    /// where it is not supported.
     pub family: String,
     pub weights: String,
     /// Largest `rel_l2` that passes, where no `max_abs_limit` decides.
@@ -60,6 +61,9 @@ pub struct VerifyReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     Unet,
+    /// Without a prompt.
+    Unet2d,
+    ControlNet,
     Vae,
     Taesd,
     ClipText,
@@ -72,6 +76,8 @@ impl Family {
     pub fn name(self) -> &'static str {
         match self {
             Family::Unet => "unet",
+            Family::Unet2d => "unet2d",
+            Family::ControlNet => "controlnet",
             Family::Vae => "vae",
             Family::Taesd => "taesd",
             Family::ClipText => "clip_text",
@@ -81,7 +87,7 @@ impl Family {
     /// The name of its table in recipes.
     pub fn recipe(self) -> &'static str {
         match self {
-            Family::Unet => "unet",
+            Family::Unet | Family::Unet2d | Family::ControlNet => "unet",
             Family::Vae | Family::Taesd => "vae",
             Family::ClipText => "text_encoder",
             Family::Language => "llm",
@@ -95,6 +101,8 @@ impl Family {
         if let Some(name) = named("_class_name").or(named("model_type")) {
             return match name {
                 "UNet2DConditionModel" => Ok(Family::Unet),
+                "UNet2DModel" => Ok(Family::Unet2d),
+                "ControlNetModel" => Ok(Family::ControlNet),
                 "AutoencoderKL" => Ok(Family::Vae),
                 "AutoencoderTiny" => Ok(Family::Taesd),
                 "clip_text_model" => Ok(Family::ClipText),
@@ -104,11 +112,11 @@ impl Family {
         }
         let has = |field: &str| config.get(field).is_some();
         let by_field = [
-            ("controlnet_conditioning_channel_order", Err("ControlNetModel")),
+            ("controlnet_conditioning_channel_order", Ok(Family::ControlNet)),
             ("cross_attention_dim", Ok(Family::Unet)),
             ("encoder_block_out_channels", Ok(Family::Taesd)),
             ("latent_channels", Ok(Family::Vae)),
-            ("down_block_types", Err("UNet2DModel")),
+            ("down_block_types", Ok(Family::Unet2d)),
             ("projection_dim", Ok(Family::ClipText)),
         ];
         let found = by_field.into_iter().find(|(field, _)| has(field));
@@ -190,8 +198,8 @@ pub fn verify_as(
         Ok(family) => family,
         Err(other) => {
             report.unsupported = Some(format!(
-                "{other} is not supported; supported are UNet2DConditionModel, AutoencoderKL, \
-                 AutoencoderTiny, CLIPTextModel and the language models {}",
+                "{other} is not supported; supported are UNet2DConditionModel, UNet2DModel, \
+                 ControlNetModel, AutoencoderKL, AutoencoderTiny, CLIPTextModel and the language models {}",
                 FAMILIES.join(", ")
             ));
             report.family = other;
@@ -235,8 +243,21 @@ pub fn verify_as(
     Ok(report)
 }
 
-const INPUTS: [&str; 7] =
-    ["sample", "timestep", "encoder_hidden_states", "z", "z_tiled", "image", "input_ids"];
+const INPUTS: [&str; 13] = [
+    "sample",
+    "timestep",
+    "timestep_cond",
+    "guidance_scale",
+    "cond",
+    "conditioning_scale",
+    "text_embeds",
+    "time_ids",
+    "encoder_hidden_states",
+    "z",
+    "z_tiled",
+    "image",
+    "input_ids",
+];
 
 /// Scripts that also run a net in halves (`out_f16`) round its weights in place, and when they save
 /// them afterwards, `out` belongs to weights that no file holds any more. Seen by f32 weights every one
@@ -324,7 +345,7 @@ mod tests {
         let detect = |text: &str| Family::detect(&serde_json::from_str(text).unwrap());
         assert_eq!(detect("{\"cross_attention_dim\": 8}"), Ok(Family::Unet));
         assert_eq!(detect("{\"latent_channels\": 4}"), Ok(Family::Vae));
-        assert_eq!(detect("{\"down_block_types\": []}"), Err("UNet2DModel".into()));
+        assert_eq!(detect("{\"down_block_types\": []}"), Ok(Family::Unet2d));
         assert_eq!(detect("{\"model_type\": \"mamba\"}"), Err("mamba".into()));
         assert_eq!(detect("{}"), Err("unknown".into()));
     }

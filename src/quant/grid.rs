@@ -42,35 +42,113 @@ impl Grid {
         if u < 0.0 { 8 - inner - spare } else { 8 + inner }
     }
 
-    /// Writes the nearest codes of `w` at scale `s` to `codes`. A scale of zero gives code 8.
-    pub fn encode(&self, w: &[f32], s: f32, codes: &mut [u8]) {
-        let inverse = if s == 0.0 { 0.0 } else { 1.0 / s };
-        for (code, &w) in codes.iter_mut().zip(w) {
-            *code = self.nearest(w * inverse);
+    /// The codes of eight weights at the scale whose inverse is given, as a word of nibbles, the first
+    /// in the low bits, and the level of each. Codes as [`Grid::nearest`], levels exactly those of
+    /// [`Grid::level`]; written so that a compiler makes vector code of it.
+    #[inline(always)]
+    pub fn encode8(&self, w: &[f32; 8], inverse: f32) -> (u32, [f32; 8]) {
+        let (mut code, mut level) = ([0u8; 8], [0.0f32; 8]);
+        for i in 0..8 {
+            let u = w[i] * inverse;
+            let mut step = 0.0f32;
+            for k in 0..7 {
+                step += if u.abs() > self.middle[k] { 1.0 } else { 0.0 };
+            }
+            step += if u < -self.middle[7] { 1.0 } else { 0.0 };
+            let d = step.copysign(u);
+            level[i] = d * (1.0 + self.cubic * (d * d));
+            // Adding 2^23 leaves the integer in the low bits, without a conversion that saturates.
+            code[i] = (d + (8.0 + 8_388_608.0)).to_bits() as u8;
         }
+        // Eight nibbles in the low halves of eight bytes are pushed together by halves.
+        let x = u64::from_le_bytes(code);
+        let x = (x | x >> 4) & 0x00ff_00ff_00ff_00ff;
+        let x = (x | x >> 8) & 0x0000_ffff_0000_ffff;
+        ((x | x >> 16) as u32, level)
     }
 
-    /// The squared error of `codes` at scale `s`, each term times its importance.
-    pub fn error(&self, w: &[f32], importance: Option<&[f32]>, codes: &[u8], s: f32) -> f64 {
-        let term = |i: usize| {
-            let e = f64::from(w[i]) - f64::from(s * self.level[usize::from(codes[i] & 15)]);
-            e * e * importance.map_or(1.0, |h| f64::from(h[i]))
-        };
-        (0..w.len()).map(term).sum()
+    /// The squared error of a group at scale `s` with the nearest codes, each term times its
+    /// importance.
+    pub fn error(&self, group: Group<'_>, s: f32) -> f64 {
+        let mut sums = [0.0f32; 8];
+        let inverse = inverse(s);
+        for (n, w) in group.w.iter().enumerate() {
+            let (h, (_, level)) = (group.importance(n), self.encode8(w, inverse));
+            for i in 0..8 {
+                let e = w[i] - s * level[i];
+                sums[i] += h[i] * (e * e);
+            }
+        }
+        sums.iter().map(|&sum| f64::from(sum)).sum()
     }
 
     /// The scale at which every weight of the group is a level already, if there is one: the value
     /// is kept bit for bit, so that packing what was decoded from a packed weight changes nothing,
-    /// and files quantized elsewhere on even levels pass through unharmed.
-    pub fn exact_scale(&self, w: &[f32], largest: f32) -> Option<f32> {
+    /// and files quantized elsewhere on even levels pass through unharmed. Zero for a group of zeros.
+    pub fn exact_scale(&self, group: Group<'_>) -> Option<f32> {
+        if has_nine_magnitudes(group) {
+            return None;
+        }
+        let largest = group.largest();
+        if largest == 0.0 {
+            return Some(0.0);
+        }
         let candidates = (1..=8).rev().flat_map(|k| {
             let s = scale_f16(largest / self.step[k]);
             [-s, s].into_iter()
         });
-        candidates
-            .into_iter()
-            .find(|&s| w.iter().all(|&w| s * self.level[usize::from(self.nearest(w / s))] == w))
+        let exact = |s: f32, w: f32| s * self.level[usize::from(self.nearest(w / s))] == w;
+        candidates.into_iter().find(|&s| group.w.as_flattened().iter().all(|&w| exact(s, w)))
     }
+}
+
+/// The weights of one scale in eights, the last ones padded with zeros, and what their errors weigh.
+#[derive(Clone, Copy)]
+pub struct Group<'a> {
+    pub w: &'a [[f32; 8]],
+    /// As long as `w`; `None` where all weigh the same.
+    pub importance: Option<&'a [[f32; 8]]>,
+}
+
+impl Group<'_> {
+    /// The greatest magnitude.
+    pub fn largest(&self) -> f32 {
+        let mut largest = [0.0f32; 8];
+        for w in self.w {
+            for i in 0..8 {
+                // Not `max`, whose rule for NaN costs more than the rest.
+                largest[i] = if w[i].abs() > largest[i] { w[i].abs() } else { largest[i] };
+            }
+        }
+        largest.into_iter().fold(0.0, f32::max)
+    }
+
+    /// What the weights of eight number `n` weigh.
+    #[inline(always)]
+    pub fn importance(&self, n: usize) -> [f32; 8] {
+        self.importance.map_or([1.0; 8], |h| h[n])
+    }
+}
+
+/// Whether there are more magnitudes than the eight steps besides zero: true of nearly every group after
+/// a few weights.
+fn has_nine_magnitudes(group: Group<'_>) -> bool {
+    let (mut seen, mut count) = ([0.0f32; 9], 1);
+    for magnitude in group.w.as_flattened().iter().map(|w| w.abs()) {
+        if !seen[..count].contains(&magnitude) {
+            if count == seen.len() {
+                return true;
+            }
+            seen[count] = magnitude;
+            count += 1;
+        }
+    }
+    false
+}
+
+/// 1/s, 0 for a scale of zero, at which every weight has code 8.
+pub fn inverse(s: f32) -> f32 {
+    if s == 0.0 { 0.0 } else { 1.0 / s }
 }
 
 /// `s` as the f16 that is stored. A magnitude below the smallest normal f16 (2^-14) is raised to it:
@@ -101,6 +179,34 @@ mod tests {
                 assert_eq!(usize::from(grid.nearest(grid.level[q])), q);
             }
         }
+    }
+
+    #[test]
+    fn eight_codes_are_the_nearest() {
+        for c in CUBIC_CANDIDATES {
+            let grid = Grid::new(c);
+            for i in -400i16..400 {
+                let w: [f32; 8] =
+                    std::array::from_fn(|k| f32::from(i) * 0.0613 + k as f32 * 0.0071);
+                let (word, level) = grid.encode8(&w, 1.0);
+                for k in 0..8 {
+                    let code = usize::from(grid.nearest(w[k]));
+                    assert_eq!((word >> (4 * k) & 15) as usize, code, "c {c}, {}", w[k]);
+                    assert_eq!(level[k], grid.level[code]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_of_few_magnitudes_may_be_exact() {
+        let levels: [[f32; 8]; 2] =
+            std::array::from_fn(|n| std::array::from_fn(|i| (8 * n + i) as f32 * 0.25 - 2.0));
+        let group = Group { w: &levels, importance: None };
+        assert_eq!(Grid::new(0.0).exact_scale(group), Some(0.25));
+        assert!(!has_nine_magnitudes(group));
+        let w = levels.map(|w| w.map(|w| w - 0.25));
+        assert!(has_nine_magnitudes(Group { w: &w, importance: None }));
     }
 
     #[test]

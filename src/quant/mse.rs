@@ -1,141 +1,213 @@
 //! Scales with the least squared error.
 //!
-//! For codes with levels l the best scale is s = Σhwl / Σhl² (h the importance of a weight), and it
-//! leaves the error Σhw² − (Σhwl)²/Σhl². So the search tries a few places at which the largest weight
-//! could lie on the level axis, assigns each weight its nearest level, and keeps the place with the
-//! greatest (Σhwl)²/Σhl². Both signs of the scale cost one pass: they differ only in the weights
-//! beyond the last middle, which only one side can reach.
+//! For weights w of importance h on levels l the best scale is s = Σhwl / Σhl², and it leaves the error
+//! Σhw² − (Σhwl)²/Σhl². So the search tries places at which the largest weight could lie on the level
+//! axis, gives each weight its nearest level, and keeps the place with the greatest gain
+//! (Σhwl)²/Σhl².
+//!
+//! A group is read once, for all places: its magnitudes go into cells of equal width on a logarithmic
+//! axis, and each cell keeps Σh and Σhw. Places follow each other by one cell, so from one to the next
+//! the cell at each middle between two levels moves up a level, and both sums change by what lies in
+//! eight cells. That a middle is rounded to a cell costs nothing but the precision of the choice: the
+//! gain is that of the codes it stands for, and the last step takes the nearest codes again.
+//! Both signs of the scale share the work: they differ only in the weights beyond the last middle,
+//! which only one side can reach.
 
-use super::grid::{Grid, scale_f16};
+use std::sync::LazyLock;
 
-/// Weights are taken this many at a time, in loops that a compiler turns into vector code.
-const LANES: usize = 8;
+use super::grid::{Grid, Group, inverse, scale_f16};
 
-/// Where the largest magnitude may lie, as a multiple of the outermost step: below 1 it is not
+/// Cells of one octave of magnitude: 2.9 % each. Twice as many gain less than 0.003 dB.
+const PER_OCTAVE: usize = 24;
+/// Places tried. The largest magnitude lies on 0.74 to 1.81 times the outermost step: below 1 it is not
 /// reached, above 1 the largest weights are clipped.
-const REACH: [f32; 24] = [
-    0.74, 0.79, 0.84, 0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12, 1.15, 1.18, 1.22, 1.26,
-    1.3, 1.35, 1.4, 1.46, 1.53, 1.61, 1.7, 1.8,
-];
+const PLACES: usize = 32;
+const FIRST_PLACE: f32 = 0.74;
+/// Cells before that of the largest magnitude: the last middle begins beyond it.
+const BEFORE: usize = 16;
+/// Octaves below the largest magnitude that are told apart; 5.8 reach the first middle of every
+/// curvature tried.
+const OCTAVES: usize = 6;
+/// Cells of one sign; the last one takes what is too small to have another level than zero.
+const CELLS: usize = BEFORE + OCTAVES * PER_OCTAVE + 8;
 
-/// The scale of one group, to be rounded no further. Zero for a group of zeros.
-pub fn scale(grid: &Grid, w: &[f32], importance: Option<&[f32]>, codes: &mut [u8]) -> f32 {
-    let largest = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-    if largest == 0.0 {
-        return 0.0;
-    }
-    if let Some(s) = grid.exact_scale(w, largest) {
-        return s;
-    }
-    let group = Group::new(w, importance, largest);
-    let mut best = (f32::NEG_INFINITY, 1.0);
-    for reach in REACH {
-        let place = reach * grid.step[8];
-        let (positive, negative) = group.gain(grid, place);
-        let s = largest / place;
-        if positive > best.0 {
-            best = (positive, s);
-        }
-        if negative > best.0 {
-            best = (negative, -s);
-        }
-    }
-    refine(grid, w, importance, best.1, codes)
+/// Below this, a magnitude (relative to the largest) is too small to tell.
+const SMALLEST: f32 = 1.0 / (1 << OCTAVES) as f32;
+/// What an f32's bits are shifted by to find its cell: six bits of the mantissa remain.
+const SHIFT: u32 = 17;
+/// Entries of the table of cells for one sign: seven octaves of 64, rounded up to a power of two.
+const ENTRIES: usize = 512;
+
+/// The cell of a magnitude, by its bits less those of [`SMALLEST`], shifted; then the same for negative
+/// weights, whose cells come after.
+static CELL: LazyLock<[u16; 2 * ENTRIES]> = LazyLock::new(|| {
+    std::array::from_fn(|i| {
+        let (sign, entry) = (i / ENTRIES, i % ENTRIES);
+        let half = 1 << (SHIFT - 1);
+        let magnitude = f32::from_bits(SMALLEST.to_bits() + ((entry as u32) << SHIFT) + half);
+        let cell = match entry {
+            0 => CELLS - 1,
+            _ => BEFORE + (-magnitude.log2() * PER_OCTAVE as f32).max(0.0) as usize,
+        };
+        (sign * CELLS + cell) as u16
+    })
+});
+
+/// A group in cells: Σh and Σhw of each, magnitudes relative to the largest, positive weights first.
+pub struct Tally {
+    largest: f32,
+    h: [f32; 2 * CELLS],
+    hw: [f32; 2 * CELLS],
 }
 
-/// Alternates between nearest codes and the best scale for them, with the scale rounded to f16 as it
-/// will be stored; keeps the best of what it saw.
-fn refine(grid: &Grid, w: &[f32], h: Option<&[f32]>, start: f32, codes: &mut [u8]) -> f32 {
-    let mut s = scale_f16(start);
-    let mut best = (f64::INFINITY, s);
-    for _ in 0..3 {
-        grid.encode(w, s, codes);
-        let error = grid.error(w, h, codes, s);
-        if error < best.0 {
-            best = (error, s);
-        }
-        let (mut wl, mut ll) = (0.0f32, 0.0f32);
-        for i in 0..w.len() {
-            let l = grid.level[usize::from(codes[i] & 15)];
-            let hl = l * h.map_or(1.0, |h| h[i]);
-            wl += w[i] * hl;
-            ll += l * hl;
-        }
-        let next = if ll > 0.0 { scale_f16(wl / ll) } else { s };
-        if next == s || next == 0.0 {
-            break;
-        }
-        s = next;
-    }
-    best.1
-}
-
-/// The magnitudes of a group relative to its largest, in lanes padded with zeros (which lie on level
-/// 0 and add nothing).
-struct Group {
-    chunks: Vec<Chunk>,
-}
-
-#[derive(Clone, Copy)]
-struct Chunk {
-    /// |w| / largest
-    magnitude: [f32; LANES],
-    /// h
-    importance: [f32; LANES],
-    /// h where w is negative, else 0
-    importance_negative: [f32; LANES],
-}
-
-impl Group {
-    fn new(w: &[f32], importance: Option<&[f32]>, largest: f32) -> Group {
-        let zero = [0.0; LANES];
-        let empty = Chunk { magnitude: zero, importance: zero, importance_negative: zero };
-        let mut chunks = vec![empty; w.len().div_ceil(LANES)];
-        for (i, &w) in w.iter().enumerate() {
-            let h = importance.map_or(1.0, |h| h[i]);
-            let chunk = &mut chunks[i / LANES];
-            chunk.magnitude[i % LANES] = w.abs() / largest;
-            chunk.importance[i % LANES] = h;
-            chunk.importance_negative[i % LANES] = if w < 0.0 { h } else { 0.0 };
-        }
-        Group { chunks }
-    }
-
-    /// (Σhwl)²/Σhl² with the largest magnitude at `place` on the level axis, for a positive scale
-    /// (step 8 on the negative side) and for a negative one (step 8 on the positive side).
-    fn gain(&self, grid: &Grid, place: f32) -> (f32, f32) {
-        let zero = [0.0f32; LANES];
-        let (mut wl, mut ll) = (zero, zero);
-        let (mut wl_spare, mut ll_spare) = (zero, zero);
-        let (mut wl_negative, mut ll_negative) = (zero, zero);
-        let (middle, gap) = (grid.middle, grid.gap);
-        for chunk in &self.chunks {
-            for i in 0..LANES {
-                let u = chunk.magnitude[i] * place;
-                let mut level = 0.0;
-                for k in 0..7 {
-                    level += if u > middle[k] { gap[k] } else { 0.0 };
-                }
-                let (h, h_negative) = (chunk.importance[i], chunk.importance_negative[i]);
-                let hl = h * level;
-                wl[i] += u * hl;
-                ll[i] += level * hl;
-                let beyond = if u > middle[7] { 1.0 } else { 0.0 };
-                wl_spare[i] += u * (h * beyond);
-                ll_spare[i] += h * beyond;
-                wl_negative[i] += u * (h_negative * beyond);
-                ll_negative[i] += h_negative * beyond;
+impl Tally {
+    /// Tallies a group whose greatest magnitude is `largest`, above zero.
+    #[inline(always)]
+    pub fn new(group: Group<'_>, largest: f32) -> Tally {
+        let mut tally = Tally { largest, h: [0.0; 2 * CELLS], hw: [0.0; 2 * CELLS] };
+        let (cell, to_one) = (&*CELL, 1.0 / largest);
+        for (n, w) in group.w.iter().enumerate() {
+            let (mut u, mut entry) = ([0.0f32; 8], [0u32; 8]);
+            for i in 0..8 {
+                let magnitude = w[i].abs() * to_one;
+                u[i] = if magnitude > SMALLEST { magnitude } else { SMALLEST };
+                let above = u[i].to_bits() - SMALLEST.to_bits();
+                entry[i] = (above >> SHIFT) + (w[i].to_bits() >> 31) * ENTRIES as u32;
+            }
+            let h = group.importance(n);
+            for i in 0..8 {
+                let cell = usize::from(cell[entry[i] as usize % (2 * ENTRIES)]);
+                tally.h[cell] += h[i];
+                tally.hw[cell] += h[i] * u[i];
             }
         }
-        let sum = |lanes: [f32; LANES]| lanes.iter().sum::<f32>();
-        let more_wl = gap[7];
-        let more_ll = grid.step[8] * grid.step[8] - grid.step[7] * grid.step[7];
-        let gain = |wl_extra: f32, ll_extra: f32| {
-            let (wl, ll) = (sum(wl) + more_wl * wl_extra, sum(ll) + more_ll * ll_extra);
-            // `u` carries the factor `place`; dividing it out makes places comparable.
-            if ll > 0.0 { wl * wl / (ll * place * place) } else { 0.0 }
-        };
-        let (wl_n, ll_n) = (sum(wl_negative), sum(ll_negative));
-        (gain(wl_n, ll_n), gain(sum(wl_spare) - wl_n, sum(ll_spare) - ll_n))
+        tally
     }
+}
+
+/// The search over the levels of one curvature.
+pub struct Search {
+    grid: Grid,
+    /// The first cell below the middle between steps k and k+1 at the first place.
+    start: [usize; 8],
+    /// Level and squared level of each cell at the first place, the outermost step left out.
+    level: [f32; CELLS],
+    square: [f32; CELLS],
+    /// The distance between the squares of steps k and k+1.
+    square_gap: [f32; 8],
+}
+
+impl Search {
+    pub fn new(grid: Grid) -> Search {
+        let place = FIRST_PLACE * grid.step[8];
+        let start = std::array::from_fn(|k| {
+            let cells = (place / grid.middle[k]).log2() * PER_OCTAVE as f32;
+            let last = (CELLS - 1 - PLACES) as f32;
+            (cells + BEFORE as f32).round().clamp(0.0, last) as usize
+        });
+        let square_gap = std::array::from_fn(|k| {
+            grid.step[k + 1] * grid.step[k + 1] - grid.step[k] * grid.step[k]
+        });
+        let reached = |cell: usize| start[..7].iter().filter(|&&start| cell < start).count();
+        let level = std::array::from_fn(|cell| grid.step[reached(cell)]);
+        let square = std::array::from_fn(|cell| grid.step[reached(cell)].powi(2));
+        Search { grid, start, level, square, square_gap }
+    }
+
+    pub fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    /// The scale of one group, to be rounded no further. Zero for a group of zeros.
+    pub fn scale(&self, group: Group<'_>) -> f32 {
+        if let Some(s) = self.grid.exact_scale(group) {
+            return s;
+        }
+        let largest = group.largest();
+        if is_zero(largest) {
+            return 0.0;
+        }
+        let tally = Tally::new(group, largest);
+        least_squares(&self.grid, group, scale_f16(self.best(&tally).1))
+    }
+
+    /// The greatest gain (Σhwl)²/Σhl² of a group, and its scale before it is rounded.
+    pub fn best(&self, tally: &Tally) -> (f32, f32) {
+        let (h, hw) = (both_signs(&tally.h), both_signs(&tally.hw));
+        let (mut hl, mut hwl) = ([0.0f32; PLACES], [0.0f32; PLACES]);
+        for k in 0..7 {
+            add_scaled(&mut hl, self.square_gap[k], &h[self.start[k]..]);
+            add_scaled(&mut hwl, self.grid.gap[k], &hw[self.start[k]..]);
+        }
+        let first = (dot(&h, &self.square), dot(&hw, &self.level));
+        let mut best = (0.0, 0.0);
+        // A positive scale has the outermost step on the negative side.
+        for (sign, side) in [(1.0, CELLS), (-1.0, 0)] {
+            let (mut hl, mut hwl) = (hl, hwl);
+            add_scaled(&mut hl, self.square_gap[7], &tally.h[side + self.start[7]..]);
+            add_scaled(&mut hwl, self.grid.gap[7], &tally.hw[side + self.start[7]..]);
+            let (hl, hwl) = (running(first.0, &hl), running(first.1, &hwl));
+            let (mut at, mut greatest) = (0, 0.0);
+            for j in 0..PLACES {
+                let gain = hwl[j] * hwl[j] / hl[j];
+                if gain > greatest {
+                    (at, greatest) = (j, gain);
+                }
+            }
+            if greatest > best.0 {
+                best = (greatest, sign * hwl[at] / hl[at]);
+            }
+        }
+        let largest = tally.largest;
+        (best.0 * largest * largest, best.1 * largest)
+    }
+}
+
+/// Whether every weight up to this magnitude is nearer to zero than to the smallest scale.
+pub fn is_zero(largest: f32) -> bool {
+    largest < 0.5 * half::f16::MIN_POSITIVE.to_f32()
+}
+
+/// The best scale, rounded, for the codes that are nearest at scale `s`.
+fn least_squares(grid: &Grid, group: Group<'_>, s: f32) -> f32 {
+    let (mut hwl, mut hl) = ([0.0f32; 8], [0.0f32; 8]);
+    let inverse = inverse(s);
+    for (n, w) in group.w.iter().enumerate() {
+        let (h, (_, level)) = (group.importance(n), grid.encode8(w, inverse));
+        for i in 0..8 {
+            let l = h[i] * level[i];
+            hwl[i] += w[i] * l;
+            hl[i] += level[i] * l;
+        }
+    }
+    let (hwl, hl): (f32, f32) = (hwl.iter().sum(), hl.iter().sum());
+    let next = if hl > 0.0 { scale_f16(hwl / hl) } else { s };
+    if next == 0.0 { s } else { next }
+}
+
+fn both_signs(cells: &[f32; 2 * CELLS]) -> [f32; CELLS] {
+    std::array::from_fn(|i| cells[i] + cells[CELLS + i])
+}
+
+/// Adds `factor` times the first of `cells` to what each place changes.
+fn add_scaled(places: &mut [f32; PLACES], factor: f32, cells: &[f32]) {
+    places.iter_mut().zip(cells).for_each(|(place, cell)| *place += factor * cell);
+}
+
+/// `first`, and then `first` with more and more of `changes` added.
+fn running(first: f32, changes: &[f32; PLACES]) -> [f32; PLACES] {
+    let mut sum = first;
+    changes.map(|change| {
+        let before = sum;
+        sum += change;
+        before
+    })
+}
+
+fn dot(a: &[f32; CELLS], b: &[f32; CELLS]) -> f32 {
+    let mut sums = [0.0f32; 8];
+    for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
+        (0..8).for_each(|i| sums[i] += a[i] * b[i]);
+    }
+    sums.iter().sum()
 }

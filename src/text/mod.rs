@@ -2,6 +2,7 @@
 
 mod candidates;
 pub mod chat;
+mod clip_vocabulary;
 pub mod decoder;
 pub mod generation_config;
 mod gguf_pre;
@@ -11,3 +12,4 @@ pub mod sampler;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+mod tokenizer_clip;

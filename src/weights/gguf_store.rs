@@ -2,6 +2,7 @@
 //! names, in Hugging Face's order, whatever the file does.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::gguf::{Gguf, GgufTensor};
 use super::gguf_blocks::GgmlType;
@@ -13,17 +14,23 @@ use crate::{Error, Result};
 /// The tensors of a GGUF file by Hugging Face's names.
 #[derive(Debug)]
 pub(super) struct GgufTensors {
-    gguf: Gguf,
+    gguf: Arc<Gguf>,
     sources: BTreeMap<String, Source>,
     /// Whether any matrix is stored in blocks; then what is plain was left plain on purpose.
     quantized: bool,
 }
 
 impl GgufTensors {
-    pub(super) fn new(gguf: Gguf) -> Result<GgufTensors> {
+    /// The tensors of a language model.
+    pub(super) fn new(gguf: Arc<Gguf>) -> Result<GgufTensors> {
         let sources = sources(&gguf, Architecture::of(&gguf)?)?;
+        Ok(GgufTensors::over(gguf, sources))
+    }
+
+    /// The tensors that `sources` names.
+    pub(super) fn over(gguf: Arc<Gguf>, sources: BTreeMap<String, Source>) -> GgufTensors {
         let quantized = gguf.is_quantized();
-        Ok(GgufTensors { gguf, sources, quantized })
+        GgufTensors { gguf, sources, quantized }
     }
 
     pub(super) fn gguf(&self) -> &Gguf {

@@ -1,13 +1,15 @@
 //! Weights as the nets ask for them: [`WeightStore::pack`] for matrices and convolutions,
 //! [`WeightStore::vector`] for biases and norms, wherever and however they are stored.
 
+use std::borrow::Cow;
+
 use safetensors::Dtype;
 
 use super::WeightStore;
 use super::config::parse_json;
 use super::gguf_store::transpose;
 use crate::quant::file::{FileHeader, METADATA_KEY, PackedHeader, Scheme, VERSION};
-use crate::quant::{Layout, Offset, Packed, QuantSpec, conv_to_rows, rows_to_conv};
+use crate::quant::{Format, Layout, Numbers, Offset, Order, Packed, QuantSpec, rows_to_conv};
 use crate::{Error, Result};
 
 impl WeightStore {
@@ -54,24 +56,22 @@ impl WeightStore {
         }
         let view = self.get(name)?;
         self.expect(name, shape)?;
-        let values = view.to_f32()?;
-        let spec = self.spec_of_plain(view.dtype, &values, spec, keep);
-        let values = match layout.taps {
-            1 => values,
-            _ => conv_to_rows(&values, [shape[0], shape[1], shape[2], shape[3]]).0,
-        };
-        Packed::pack(&values, layout, &spec, None).map_err(|e| self.about(name, e))
+        let numbers = view.numbers()?;
+        let spec = self.spec_of_plain(view.dtype, &numbers, spec, keep);
+        Packed::pack_numbers(&numbers, Order::TapsLast, layout, &spec, None)
+            .map_err(|e| self.about(name, e))
     }
 
     /// How a tensor of plain numbers is packed: as `spec` says, unless the file was quantized.
     fn spec_of_plain(
         &self,
         dtype: Dtype,
-        values: &[f32],
+        numbers: &Numbers<'_>,
         spec: &QuantSpec,
         keep: bool,
     ) -> QuantSpec {
-        let halves = || values.iter().all(|v| !v.is_finite() || v.abs() <= half::f16::MAX.to_f32());
+        let most = half::f16::MAX.to_f32();
+        let halves = || numbers.to_f32().iter().all(|v| !v.is_finite() || v.abs() <= most);
         match (self.quantized().is_some(), dtype) {
             (true, Dtype::F16) => QuantSpec::F16,
             (true, _) => QuantSpec::F32,
@@ -127,7 +127,10 @@ impl WeightStore {
                     self.quantized().is_some_and(|header| header.tensors.contains_key(name));
                 let spec = match packed {
                     true => QuantSpec::F16,
-                    false => self.spec_of_plain(self.get(name)?.dtype, &values, spec, keep),
+                    false => {
+                        let numbers = Numbers::F32(Cow::Borrowed(&values));
+                        self.spec_of_plain(self.get(name)?.dtype, &numbers, spec, keep)
+                    }
                 };
                 Packed::pack(&values, Layout::linear(n, k), &spec, None)
             }
@@ -179,6 +182,28 @@ impl WeightStore {
             view.expect_shape(&[len])?;
         }
         view.to_f32()
+    }
+
+    /// Layout and format that [`WeightStore::pack_as`] would give this weight, without reading its
+    /// values: an estimate where another program quantized the file.
+    pub fn outline(
+        &self,
+        name: &str,
+        shape: &[usize],
+        spec: &QuantSpec,
+    ) -> Result<(Layout, Format)> {
+        self.expect(name, shape)?;
+        let layout = layout_of(shape).ok_or_else(|| {
+            Error::Runtime(format!("tensor `{name}`: a weight has 2 or 4 axes, not {shape:?}"))
+        })?;
+        let format = match self.quantized() {
+            None => Format::of(spec),
+            Some(header) => header.tensors.get(name).map_or(Format::F16, |h| match h.scheme {
+                Scheme::Int4 => Format::Q4 { group: h.group, cubic: h.c as f32, offset: h.offset },
+                Scheme::Int8 => Format::Q8 { group: h.group },
+            }),
+        };
+        Ok((layout, format))
     }
 
     /// All values of a tensor as f32 in PyTorch's own order, a packed weight decoded.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::packed::layout_of;
 use super::{View, WeightStore, read_json};
-use crate::quant::{Format, QuantSpec, Recipe, Stored, write_quantized};
+use crate::quant::{Format, Numbers, QuantSpec, Recipe, Stored, write_quantized};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -77,7 +77,7 @@ pub fn quantize(
         let stored = convert(store, &view, recipe.spec_for(name), conv1d)?;
         let tensor = describe(name, &stored, &view);
         if let (Some(_), Some(db)) = (tensor.group, tensor.sqnr_db) {
-            let power: f64 = view.to_f32()?.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+            let power = power(&view.numbers()?);
             report.signal += power;
             noise += power / 10f64.powf(db / 10.0);
         }
@@ -91,6 +91,18 @@ pub fn quantize(
     report.sqnr_db = (noise > 0.0).then(|| 10.0 * (report.signal / noise).log10());
     write_quantized(output, &recipe.name, &store.sha256(), &tensors)?;
     Ok(report)
+}
+
+/// Σ of the squares, summed in an order that does not depend on the number of threads.
+fn power(numbers: &Numbers<'_>) -> f64 {
+    const PART: usize = 1 << 14;
+    let sum = |first: usize| {
+        let mut values = vec![0.0f32; PART.min(numbers.len() - first)];
+        numbers.read(first, &mut values);
+        values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()
+    };
+    let firsts: Vec<usize> = (0..numbers.len()).step_by(PART).collect();
+    firsts.into_par_iter().map(sum).collect::<Vec<f64>>().iter().sum()
 }
 
 /// GPT-2's matrices, which transformers' `Conv1D` keeps as `[K, N]`.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -19,19 +20,22 @@ use crate::quant::file::FileHeader;
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    bytes: Bytes,
-    metadata: BTreeMap<String, String>,
+#[derive(Clone, Debug)]
+pub(super) struct Shard {
+    pub(super) path: PathBuf,
+    /// Shared by the stores of all parts of a single-file checkpoint.
+    pub(super) bytes: Arc<Bytes>,
+    pub(super) metadata: BTreeMap<String, String>,
+    /// Made of another shard's bytes, no file of its own.
+    pub(super) derived: bool,
 }
 
 #[derive(Debug)]
-struct Entry {
-    shard: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    range: Range<usize>,
+pub(super) struct Entry {
+    pub(super) shard: usize,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) range: Range<usize>,
 }
 
 /// The tensors of a checkpoint by name: one safetensors file, several shards, or a GGUF file, mapped
@@ -40,8 +44,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct WeightStore {
     path: PathBuf,
-    shards: Vec<Shard>,
-    entries: BTreeMap<String, Entry>,
+    pub(super) shards: Vec<Shard>,
+    pub(super) entries: BTreeMap<String, Entry>,
     /// The header of a file that `inknib quantize` wrote.
     quantized: Option<FileHeader>,
     /// What takes the place of shards and entries for a GGUF file.
@@ -49,7 +53,7 @@ pub struct WeightStore {
     /// The packed weights of a checkpoint that another program quantized.
     foreign: Option<Foreign>,
     /// Names as the model knows them: a packed weight once, under its own name.
-    names: Vec<String>,
+    pub(super) names: Vec<String>,
 }
 
 impl WeightStore {
@@ -77,7 +81,7 @@ impl WeightStore {
     /// `Model` for an architecture there is no net for, and for types and tensors that are not read.
     pub fn from_gguf(gguf: Gguf) -> Result<WeightStore> {
         let mut store = WeightStore::empty(gguf.path());
-        let tensors = GgufTensors::new(gguf)?;
+        let tensors = GgufTensors::new(Arc::new(gguf))?;
         store.names = tensors.names().cloned().collect();
         store.gguf = Some(tensors);
         Ok(store)
@@ -108,7 +112,7 @@ impl WeightStore {
         store.finish(Some((Path::new("config.json"), config)))
     }
 
-    fn empty(path: &Path) -> WeightStore {
+    pub(super) fn empty(path: &Path) -> WeightStore {
         WeightStore {
             path: path.to_path_buf(),
             shards: vec![],
@@ -176,7 +180,8 @@ impl WeightStore {
     /// The files that are mapped, in the order of their shards.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let gguf = self.gguf().map(Gguf::path);
-        self.shards.iter().map(|shard| shard.path.as_path()).chain(gguf)
+        let files = self.shards.iter().filter(|shard| !shard.derived);
+        files.map(|shard| shard.path.as_path()).chain(gguf)
     }
 
     /// The names of all tensors, sorted; a packed weight once, under its own name.
@@ -211,7 +216,8 @@ impl WeightStore {
     /// SHA-256 over the files' bytes in the order of the shards, in hexadecimal.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
-        self.shards.iter().for_each(|shard| hash.update(shard.bytes.get()));
+        let files = self.shards.iter().filter(|shard| !shard.derived);
+        files.for_each(|shard| hash.update(shard.bytes.get()));
         self.gguf().into_iter().for_each(|gguf| hash.update(gguf.file()));
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -283,7 +289,7 @@ impl WeightStore {
         }
         let metadata = metadata.metadata().iter().flatten();
         let metadata = metadata.map(|(k, v)| (k.clone(), v.clone())).collect();
-        self.shards.push(Shard { path, bytes, metadata });
+        self.shards.push(Shard { path, bytes: Arc::new(bytes), metadata, derived: false });
         Ok(())
     }
 }

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use safetensors::Dtype;
 
+use crate::quant::Numbers;
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -49,6 +50,18 @@ impl View<'_> {
             }),
             Dtype::F64 => words(self.bytes, |b| f64::from_le_bytes(b) as f32),
             _ => return Err(self.unsupported("floating-point numbers (F32, F16, BF16, F64)")),
+        })
+    }
+
+    /// The elements in the type they are stored in, borrowed where the file's alignment allows it; F64
+    /// is rounded to F32. Integers are refused, as by [`View::to_f32`].
+    pub fn numbers(&self) -> Result<Numbers<'_>> {
+        let brain = |b: [u8; 2]| bf16::from_bits(u16::from_le_bytes(b));
+        Ok(match self.dtype {
+            Dtype::F32 => Numbers::F32(cast(self.bytes, f32::from_le_bytes)),
+            Dtype::F16 => Numbers::F16(self.halves()),
+            Dtype::BF16 => Numbers::Bf16(cast(self.bytes, brain)),
+            _ => Numbers::F32(Cow::Owned(self.to_f32()?)),
         })
     }
 
@@ -106,10 +119,7 @@ impl View<'_> {
 
     /// The f16 elements, borrowed where the file's alignment allows it.
     fn halves(&self) -> Cow<'_, [f16]> {
-        match bytemuck::try_cast_slice(self.bytes) {
-            Ok(halves) if cfg!(target_endian = "little") => Cow::Borrowed(halves),
-            _ => Cow::Owned(words(self.bytes, f16::from_le_bytes)),
-        }
+        cast(self.bytes, f16::from_le_bytes)
     }
 
     fn unsupported(&self, wanted: &str) -> Error {
@@ -120,6 +130,17 @@ impl View<'_> {
             self.name,
             self.dtype
         ))
+    }
+}
+
+/// `bytes` as numbers where they lie, or else in pieces of `N`, each made a number.
+fn cast<const N: usize, T: bytemuck::Pod>(
+    bytes: &[u8],
+    make: impl Fn([u8; N]) -> T,
+) -> Cow<'_, [T]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(numbers) if cfg!(target_endian = "little") => Cow::Borrowed(numbers),
+        _ => Cow::Owned(words(bytes, make)),
     }
 }
 

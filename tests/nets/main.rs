@@ -4,16 +4,17 @@
 mod autoencoders;
 #[path = "../common/device.rs"]
 mod device;
+mod diffusion;
 mod language;
 mod lora;
+mod textual_inversion;
 mod tiling;
 
 use std::path::{Path, PathBuf};
 
 use device::gpu;
 use inknib::gpu::Elem;
-use inknib::graph::{Graph, Kernels};
-use inknib::nets::unet::{Unet, UnetConfig};
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::nn::Loader;
 use inknib::probe::verify::{Family, VerifyReport, golden, verify, verify_as};
 use inknib::probe::{evaluate, recipe};
@@ -57,31 +58,6 @@ fn check(case: &str, outputs: usize, not_compared: &[&str]) {
 }
 
 #[test]
-fn clip_with_quick_gelu() {
-    check("clip_l", 3, &[]);
-}
-
-#[test]
-fn clip_with_published_names() {
-    check("clip_l_prefix", 3, &[]);
-}
-
-#[test]
-fn clip_with_gelu() {
-    check("clip_h", 3, &[]);
-}
-
-#[test]
-fn unet_of_sd15() {
-    check("unet_sd15", 15, &[]);
-}
-
-#[test]
-fn unet_of_sd21() {
-    check("unet_sd21", 15, &[]);
-}
-
-#[test]
 fn vae() {
     check("vae_kl", 11, &[]);
 }
@@ -99,7 +75,9 @@ fn f16_activations_stay_near() {
         println!("skipped: this device stores no f16");
         return;
     };
-    for case in ["clip_l", "unet_sd15", "vae_kl", "taesd", "llama"] {
+    let cases =
+        ["clip_l", "unet_sd15", "unet_sdxl", "unet_lcm", "controlnet", "unet2d", "vae_kl", "taesd"];
+    for case in cases.into_iter().chain(["llama"]) {
         let report = verify_as(folder(case), "fp16", Kernels::Fast, Elem::F16, gpu).unwrap();
         let worst = report.outputs.iter().map(|c| c.rel_l2).fold(0.0, f64::max);
         println!("{case} f16 activations: worst {worst:.2e}");
@@ -125,6 +103,9 @@ fn int4_fast_is_int4_reference() {
         ("clip_l", Family::ClipText),
         ("unet_sd15", Family::Unet),
         ("unet_sd21", Family::Unet),
+        ("unet_sdxl", Family::Unet),
+        ("unet2d", Family::Unet2d),
+        ("controlnet", Family::ControlNet),
         ("vae_kl", Family::Vae),
         ("taesd", Family::Taesd),
         ("llama", Family::Language),
@@ -157,26 +138,9 @@ fn int4_fast_is_int4_reference() {
 #[test]
 fn int4_is_sane() {
     let Some(gpu) = gpu() else { return };
-    for case in ["clip_l", "unet_sd15", "vae_kl", "llama"] {
+    for case in ["clip_l", "unet_sd15", "unet_sdxl", "controlnet", "unet2d", "vae_kl", "llama"] {
         let report = verify(folder(case), "int4", Kernels::Fast, gpu).unwrap();
         assert!(report.passed, "{report:#?}");
-    }
-}
-
-#[test]
-fn odd_sizes_and_wrong_tables_are_errors_with_the_models_line() {
-    let Some(gpu) = gpu() else { return };
-    let dir = folder("unet_sd15");
-    let (config, store) = (UnetConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
-    let recipe = Recipe::uniform(QuantSpec::F32);
-    let unet = Unet::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
-    for (height, expected) in [(6, "multiples of 4, for instance 8x8"), (8, "0 time tables")] {
-        let graph = Graph::new(Elem::F32);
-        let x = graph.input("x", [1, height, 8, 4], Elem::F32);
-        let row = graph.input("row", [1], Elem::U32);
-        graph.output("eps", unet.forward(x, &[], row, &[]));
-        let error = graph.finish().unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("tests/nets/main.rs"), "{error}");
     }
 }
 
@@ -193,9 +157,8 @@ fn what_is_not_supported_is_said_and_never_passes() {
     let mamba = report("{\"model_type\": \"mamba\"}");
     assert!(mamba.contains("mamba is not supported") && mamba.contains("gemma3"), "{mamba}");
     let text = std::fs::read_to_string(folder("unet_sd15").join("config.json")).unwrap();
-    let xl =
-        text.replace("\"addition_embed_type\": null", "\"addition_embed_type\": \"text_time\"");
-    assert!(report(&xl).contains("`addition_embed_type` is \"text_time\""));
+    let other = text.replace("\"addition_embed_type\": null", "\"addition_embed_type\": \"text\"");
+    assert!(report(&other).contains("`addition_embed_type` is \"text\""));
 }
 
 /// More cases of the same form, in the folders under `INKNIB_GOLDEN`. Families that are not supported

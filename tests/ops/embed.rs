@@ -1,6 +1,6 @@
 use inknib::gpu::Elem;
 use inknib::graph::{Graph, Plan, PlanOptions, Weight};
-use inknib::ops::embed::{embed, embed_range, oracle, take_row};
+use inknib::ops::embed::{embed, embed_range, embed_stacked, oracle, take_row};
 use inknib::quant::{Layout, Packed, QuantSpec};
 
 use crate::harness::*;
@@ -64,6 +64,41 @@ fn windows_together_hold_every_row() {
     // Windows of 8 rows: 128 f32, or 128 nibbles, to the row.
     check(50, 128, "f32", 8 * 128 * 4);
     check(50, 128, "int4-g64-cubic-mse", 8 * 128 / 2);
+}
+
+/// Four-bit rows in two windows above f32 rows; every id of both, and those that neither holds.
+#[test]
+fn stacked_tables_are_one_table() {
+    let Some(gpu) = gpu() else { return };
+    for channels in [128, 20] {
+        let pack = |seed, rows, spec: &str| {
+            let values = randn(seed, rows * channels);
+            let spec: QuantSpec = spec.parse().unwrap();
+            Packed::pack(&values, Layout::linear(rows, channels), &spec, None).unwrap()
+        };
+        let (above, below) = (pack(1, 13, "int4-g32-uniform-absmax"), pack(2, 5, "f32"));
+        let window = above.row_words() as u64 * 4 * 7;
+        let tables = [
+            Weight::upload_windowed(gpu, "above", &above, window).unwrap(),
+            Weight::upload(gpu, "below", &below).unwrap(),
+        ];
+        let ids: Vec<u32> = (0..20).rev().chain([u32::MAX, 0]).collect();
+        let want = oracle(&ids, &[above.decode(), below.decode()].concat(), channels);
+        for act in acts(gpu) {
+            for kernels in BOTH {
+                let graph = Graph::new(act);
+                let input = graph.input("ids", [1, ids.len()], Elem::U32);
+                graph.output("y", embed_stacked(input, &[&tables[0], &tables[1]]));
+                let options = PlanOptions { kernels, poison: true, ..Default::default() };
+                let plan = Plan::new(gpu, &graph, &options).unwrap();
+                assert_eq!(plan.launches().len(), 3);
+                plan.set_u32("ids", &ids).unwrap();
+                plan.run().unwrap();
+                let e = nmse(&plan.read("y").unwrap(), &want);
+                assert!(e <= tolerance(act), "{kernels:?} {act:?} {channels}: {e:.2e}");
+            }
+        }
+    }
 }
 
 #[test]

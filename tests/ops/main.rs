@@ -13,6 +13,7 @@ mod device;
 mod embed;
 mod finite;
 mod gather;
+mod guidance;
 mod harness;
 mod kv_cache;
 mod matmul;

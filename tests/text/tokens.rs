@@ -1,5 +1,8 @@
 use std::path::Path;
 
+use inknib::diffusion::chunks::Chunks;
+use inknib::diffusion::embedding::Placeholders;
+use inknib::diffusion::prompt::{Prompt, PromptSyntax};
 use inknib::text::generation_config::{GenerationConfig, Overrides};
 use inknib::text::tokenizer::{ClipTokenizer, Streamer, Tokenizer};
 use serde_json::Value;
@@ -78,6 +81,11 @@ fn assert_reference_prompts(clip: &ClipTokenizer) {
         assert_eq!(padded.ids, ids(&case["padded77"]), "{prompt:?}");
         assert_eq!(padded.kept, ids(&case["openai_ids"]).len() - 2, "{prompt:?}");
         assert_eq!(padded.dropped == 0, padded.dropped_text.is_empty(), "{prompt:?}");
+        let plain = Prompt::parse(&prompt, PromptSyntax::Plain).unwrap();
+        let chunks = Chunks::new(&plain, clip, &Placeholders::default()).unwrap();
+        assert_eq!(chunks.ids, [padded.ids], "{prompt:?}");
+        assert_eq!((chunks.kept, chunks.dropped), (padded.kept, padded.dropped), "{prompt:?}");
+        assert_eq!(chunks.dropped_text, padded.dropped_text, "{prompt:?}");
     }
 }
 
@@ -262,4 +270,18 @@ fn a_sampling_flag_turns_a_greedy_model_to_sampling() {
     assert_eq!(ask(Overrides { top_p: Some(0.9), ..Default::default() }), 1.0);
     assert_eq!(ask(Overrides { temperature: Some(0.7), ..Default::default() }), 0.7);
     assert_eq!(ask(Overrides { top_k: Some(1), ..Default::default() }), 0.0);
+}
+
+/// What the program carries is what the Hub has: every token, and OpenAI's own ids of ten prompts.
+#[test]
+fn the_shipped_vocabulary_is_clips() {
+    let Some(folder) = shared("data/tokenizers/clip") else { return };
+    let shipped = ClipTokenizer::shipped("<|endoftext|>").unwrap();
+    let vocabulary = json(&folder.join("vocab.json"));
+    let vocabulary = vocabulary.as_object().unwrap();
+    assert_eq!(shipped.inner().vocab_size(), vocabulary.len());
+    for (token, id) in vocabulary {
+        assert_eq!(shipped.inner().token_id(token), id.as_u64().map(|n| n as u32), "{token}");
+    }
+    assert_reference_prompts(&shipped);
 }

@@ -1,5 +1,4 @@
-//! Random numbers in the order of torch's CPU generator, so that a seed gives the picture that it
-//! gives in diffusers and ComfyUI, on every GPU.
+//! Random numbers in the order of torch's CPU generator.
 //!
 //! Sources: Matsumoto and Nishimura's mt19937; torch's `CPUGeneratorImpl`, `DistributionsHelper.h` and
 //! `normal_fill` of its CPU distribution kernels.
@@ -10,23 +9,23 @@ const DISTANCE: usize = 397;
 
 /// `torch.Generator().manual_seed(seed)` on the CPU.
 #[derive(Debug, Clone)]
-pub struct Rng {
+pub struct Mt19937 {
     state: Vec<u32>,
     next: usize,
     /// Second value of a scalar Box-Muller pair; torch's generator keeps it between calls.
     cached: Option<f64>,
 }
 
-impl Rng {
+impl Mt19937 {
     /// Seeds the generator; as in torch, only the low 32 bits of the seed count.
-    pub fn new(seed: u64) -> Rng {
+    pub fn new(seed: u64) -> Mt19937 {
         let mut state = vec![seed as u32; WORDS];
         for i in 1..WORDS {
             let before = state[i - 1];
             state[i] =
                 1_812_433_253u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(i as u32);
         }
-        Rng { state, next: WORDS, cached: None }
+        Mt19937 { state, next: WORDS, cached: None }
     }
 
     /// Next 32 random bits.
@@ -83,27 +82,6 @@ impl Rng {
         values
     }
 
-    /// `torch.randn(batch, channels, height, width)`, laid out [batch, height, width, channels]: the
-    /// latents that diffusers would draw, in the order that the networks here take.
-    pub fn randn_nhwc(
-        &mut self,
-        batch: usize,
-        height: usize,
-        width: usize,
-        channels: usize,
-    ) -> Vec<f32> {
-        let planes = self.randn(batch * channels * height * width);
-        let mut values = Vec::with_capacity(planes.len());
-        for n in 0..batch {
-            for pixel in 0..height * width {
-                values.extend(
-                    (0..channels).map(|c| planes[(n * channels + c) * height * width + pixel]),
-                );
-            }
-        }
-        values
-    }
-
     fn normal_f64(&mut self) -> f64 {
         if let Some(value) = self.cached.take() {
             return value;
@@ -135,21 +113,13 @@ mod tests {
     #[test]
     fn words_are_mt19937s() {
         // The 10000th word of mt19937 with the default seed, as the C++ standard states it.
-        let mut rng = Rng::new(5489);
+        let mut rng = Mt19937::new(5489);
         let word = (0..10_000).map(|_| rng.next_u32()).last();
         assert_eq!(word, Some(4_123_659_995));
     }
 
     #[test]
-    fn nhwc_is_a_permutation_of_torchs_order() {
-        let (plain, nhwc) = (Rng::new(3).randn(2 * 4 * 3 * 5), Rng::new(3).randn_nhwc(2, 3, 5, 4));
-        for (n, c, y, x) in [(0, 0, 0, 0), (1, 3, 2, 4), (1, 0, 1, 2), (0, 2, 2, 0)] {
-            assert_eq!(nhwc[((n * 3 + y) * 5 + x) * 4 + c], plain[((n * 4 + c) * 3 + y) * 5 + x]);
-        }
-    }
-
-    #[test]
     fn high_bits_of_the_seed_do_not_count() {
-        assert_eq!(Rng::new(7).randn(20), Rng::new((1 << 40) + 7).randn(20));
+        assert_eq!(Mt19937::new(7).randn(20), Mt19937::new((1 << 40) + 7).randn(20));
     }
 }

@@ -1,0 +1,83 @@
+// Guidance rescale (arXiv 2305.08891, section 3.4): for each picture factor = φ · std(c) / std(g) + 1 − φ, where c is
+// the answer with the prompt, u the one without, g = u + guidance · (c − u).
+//   STAGE 0  mean and squares around it of c and g over a slice of a picture, one slice each
+//   STAGE 1  squares of a picture from those of its slices, and the factor, one picture each
+// Squares around the common mean are squares around the own mean plus n · (difference of means)² (Chan, Golub,
+// LeVeque 1979). The counts cancel in the ratio, so it is that of the unbiased deviations. A g that does not vary
+// keeps its strength.
+struct Params {
+    items: u32,  // pictures
+    item: u32,   // elements of a picture, of the type bound
+    chunk: u32,  // elements in a slice
+    slices: u32, // slices of a picture
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> coef: array<f32>;          // [32] one StepCoefficients, guidance, rescale
+@group(0) @binding(2) var<storage, read> a: array<act>;             // [items, item] u; or (u, c) [2, items, item]
+@group(0) @binding(3) var<storage, read> b: array<act>;             // PAIR: [items, item] c
+@group(0) @binding(4) var<storage, read_write> part: array<vec4f>;  // [items, slices] mean and squares of c, of g
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;       // [items]
+
+const GUIDANCE = 26u;
+const RESCALE = 27u;
+
+fn prompted(i: u32) -> f32 {
+    if (PAIR) { return f32(b[i]); }
+    return f32(a[p.items * p.item + i]);
+}
+
+fn guided(i: u32) -> f32 {
+    let u = f32(a[i]);
+    return u + coef[GUIDANCE] * (prompted(i) - u);
+}
+
+fn slice(i: u32) {
+    let start = i % p.slices * p.chunk;
+    let first = i / p.slices * p.item + start;
+    let size = min(p.chunk, p.item - start);
+    var c = 0.0;
+    var g = 0.0;
+    for (var e = 0u; e < size; e++) {
+        c += prompted(first + e);
+        g += guided(first + e);
+    }
+    let mean = vec2f(c, g) / f32(size);
+    c = 0.0;
+    g = 0.0;
+    for (var e = 0u; e < size; e++) {
+        let dc = prompted(first + e) - mean.x;
+        let dg = guided(first + e) - mean.y;
+        c += dc * dc;
+        g += dg * dg;
+    }
+    part[i] = vec4f(mean.x, c, mean.y, g);
+}
+
+fn picture(i: u32) {
+    var mean = vec2f();
+    for (var s = 0u; s < p.slices; s++) {
+        let n = f32(min(p.chunk, p.item - s * p.chunk));
+        mean += n * part[i * p.slices + s].xz;
+    }
+    mean /= f32(p.item);
+    var squares = vec2f();
+    for (var s = 0u; s < p.slices; s++) {
+        let n = f32(min(p.chunk, p.item - s * p.chunk));
+        let slice = part[i * p.slices + s];
+        let d = slice.xz - mean;
+        squares += slice.yw + n * d * d;
+    }
+    let rescale = coef[RESCALE];
+    let ratio = sqrt(squares.x / squares.y);
+    y[i] = select(rescale * ratio + 1.0 - rescale, 1.0, rescale == 0.0 || squares.y == 0.0);
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+    let i = id.y * groups.x * 64u + id.x;
+    if (STAGE == 0u) {
+        if (i < p.items * p.slices) { slice(i); }
+    } else {
+        if (i < p.items) { picture(i); }
+    }
+}
