@@ -8,7 +8,7 @@ use crate::Result;
 use crate::graph::{Var, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
 use crate::ops::matmul::linear;
-use crate::quant::{Layout, Packed, QuantSpec};
+use crate::quant::{Format, Layout, Packed, QuantSpec};
 use crate::weights::lora::{Adapters, LoraNet, LowRank};
 
 /// The low-rank branch of a layer on the GPU.
@@ -87,10 +87,15 @@ impl<'a> Loader<'a> {
 
     /// In f16, or in f32 where the recipe keeps the layer's own weight so.
     fn upload_half(&self, name: &str, values: &[f32], layout: Layout) -> Result<Weight> {
-        let spec = match self.shared.recipe.spec_for(&self.name("weight")) {
-            QuantSpec::F32 => QuantSpec::F32,
-            _ => QuantSpec::F16,
+        let (spec, format) = match self.shared.recipe.spec_for(&self.name("weight")) {
+            QuantSpec::F32 => (QuantSpec::F32, Format::F32),
+            _ => (QuantSpec::F16, Format::F16),
         };
+        if self.shared.outline.get() {
+            let weight = Weight::outline(self.shared.gpu, layout, format)?;
+            self.record(self.name(name), format, weight.elements(), weight.bytes());
+            return Ok(weight);
+        }
         self.upload(self.name(name), &Packed::pack(values, layout, &spec, None)?)
     }
 }
