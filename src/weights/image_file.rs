@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 #[derive(Debug)]
 enum Source {
-    Safetensors(WeightStore),
+    Safetensors(Box<WeightStore>),
     Gguf(Arc<Gguf>),
 }
 
@@ -70,13 +70,13 @@ impl ImageFile {
         let shape = |name: &str| Ok((name.to_string(), store.shape(name)?.to_vec()));
         let shapes = store.names().map(shape).collect::<Result<Shapes>>()?;
         let path = store.path().to_path_buf();
-        ImageFile::new(path, Source::Safetensors(store), &shapes)
+        ImageFile::new(path, Source::Safetensors(Box::new(store)), &shapes)
     }
 
     /// A file of which only names and shapes are known.
     #[cfg(test)]
     pub(super) fn of_shapes(path: &Path, shapes: &Shapes) -> Result<ImageFile> {
-        ImageFile::new(path.into(), Source::Safetensors(WeightStore::empty(path)), shapes)
+        ImageFile::new(path.into(), Source::Safetensors(Box::new(WeightStore::empty(path))), shapes)
     }
 
     /// Where the tensors of a part come from.
