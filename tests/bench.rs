@@ -101,3 +101,50 @@ fn perplexity_prints_what_scripts_read() {
     let (code, _, error) = run(&["perplexity", "-f", binary.to_str().unwrap()]);
     assert!(code == 2 && error.contains("UTF-8") && error.contains("byte 1"), "{code}: {error}");
 }
+
+#[test]
+fn an_image_model_is_measured_step_by_step() {
+    let mut command = Command::cargo_bin("inknib").unwrap();
+    let model = format!("{ROOT}/models/demo-scenes");
+    let args = ["bench", "--size", "64", "--weights", "int4,fp16", "-r", "1", "--json", "-m"];
+    let output = command.args(args).arg(&model).output().unwrap();
+    if skipped(output.status.code().unwrap()) {
+        return;
+    }
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{error}");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = answer["models"].as_array().unwrap();
+    let tests: Vec<&str> = rows.iter().map(|r| r["test"].as_str().unwrap()).collect();
+    let of_one = ["unet 64x64", "unet 64x64 b2", "vae 64x64"];
+    assert_eq!(tests, [of_one, of_one].concat());
+    let number = |row: &Value, name: &str| row[name].as_f64().unwrap();
+    for row in rows {
+        assert!(
+            number(row, "seconds_per_step") > 0.0 && number(row, "gemm_gflop_s") > 0.0,
+            "{row}"
+        );
+        let product = number(row, "gflop_s") * number(row, "seconds_per_step");
+        // The mean of one sample: nothing but the rounding of a division lies between.
+        assert!((product - number(row, "gflop")).abs() < 1e-6 * product, "{row}");
+        let memory = |name: &str| row["memory"][name].as_u64().unwrap();
+        assert!(memory("peak") >= memory("weights") + memory("activations"), "{row}");
+    }
+    // Guidance doubles everything that is computed.
+    assert_eq!(2.0 * number(&rows[0], "gflop"), number(&rows[1], "gflop"));
+    let resident = |row: &Value| row["weights"]["resident_bytes"].as_f64().unwrap();
+    // 16 bits against 4.25 and what stays at 16.
+    assert!(resident(&rows[3]) > 3.0 * resident(&rows[0]));
+}
+
+#[test]
+fn sizes_that_a_model_cannot_paint_are_refused() {
+    let mut command = Command::cargo_bin("inknib").unwrap();
+    let model = format!("{ROOT}/models/demo-scenes");
+    let output = command.args(["bench", "--size", "60", "-r", "1", "-m", &model]).output().unwrap();
+    if skipped(output.status.code().unwrap()) {
+        return;
+    }
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("multiples of"));
+}

@@ -1,4 +1,4 @@
-//! `inknib bench`: speed and memory of a language model, in llama-bench's table form.
+//! `inknib bench`: speed and memory of a model; of a language model in llama-bench's table form.
 
 use serde_json::{Value, json};
 
@@ -14,11 +14,13 @@ use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 pp: tokens of a prompt per second; tg: tokens generated per second; @ d: with so many tokens in the cache.
+unet: seconds of one UNet step; vae: seconds to decode; b2: with guidance.
 
 Examples:
   inknib bench -m models/demo-chat -p 128 -n 64
   inknib bench -m tinyllama/ -p 512 -n 64 -d 0,4096
-  inknib bench -m tinyllama/ --weights fp16 -r 5 --json";
+  inknib bench -m tinyllama/ --weights fp16 -r 5 --json
+  inknib bench -m stable-diffusion-v1-5/ --size 256,512 --weights int4,int8,fp16";
 
 /// Flags of `inknib bench`.
 #[derive(clap::Args, Debug)]
@@ -36,6 +38,15 @@ pub struct Args {
     /// How keys and values are cached
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub kv: KvChoice,
+    /// Sides of square pictures, several with commas [default: what the model was trained at]
+    #[arg(long, value_name = "PIXELS", value_delimiter = ',')]
+    pub size: Option<Vec<usize>>,
+    /// Pictures in one UNet step, several with commas; guidance takes two
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
+    pub batch: Vec<usize>,
+    /// Leave the VAE out
+    #[arg(long)]
+    pub no_vae: bool,
     /// Runs that count, after one that does not
     #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
@@ -75,7 +86,10 @@ impl Args {
 
 /// Measures every test; a row appears as soon as it is known.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
+    let folder = args.model.folder(Some("demo-chat"))?;
+    if folder.family == Family::TextToImage {
+        return super::bench_image::run(args, &folder, ui);
+    }
     let longest = LanguageConfig::read(&folder.path)?.max_position_embeddings();
     let tests = args.tests(longest);
     let context = tests.iter().map(Test::context).max().unwrap_or(0);

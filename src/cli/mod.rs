@@ -5,6 +5,7 @@
 //! Result<()>`, a `mod` line, and an arm in [`Command`] and in `dispatch`.
 
 pub mod bench;
+mod bench_image;
 pub mod chat;
 pub mod common;
 pub mod compare;

@@ -101,8 +101,7 @@ pub fn measure(
         }
     }
     let n = samples.len() as f64;
-    let mean = samples.iter().sum::<f64>() / n;
-    let variance = samples.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    let (mean, stddev) = spread(&samples);
     let row = decoder.cache_bytes() as f64 / decoder.context() as f64;
     let depth = test.depth as f64 + test.generated_tokens as f64 / 2.0;
     let read = decoder.weight_bytes_per_token() as f64 + row * depth;
@@ -110,11 +109,19 @@ pub fn measure(
         test: test.name(),
         of: test,
         tokens_per_second: mean,
-        stddev: variance.sqrt(),
+        stddev,
         submissions_per_token: submissions as f64 / (n * test.tokens() as f64),
         gb_per_second: (test.generated_tokens > 0).then_some(read * mean / 1e9),
         samples,
     })
+}
+
+/// Mean and standard deviation; the latter is 0 for one sample.
+pub(super) fn spread(samples: &[f64]) -> (f64, f64) {
+    let n = samples.len() as f64;
+    let mean = samples.iter().sum::<f64>() / n;
+    let variance = samples.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (mean, variance.sqrt())
 }
 
 fn generate(decoder: &mut Decoder, prompt: &[u32], most: usize) -> Result<Generated> {

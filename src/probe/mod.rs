@@ -2,6 +2,7 @@
 //! low-bit weights and fast kernels change.
 
 pub mod bench;
+pub mod bench_image;
 pub mod compare;
 pub mod compare_image;
 pub mod compare_text;

@@ -1,0 +1,159 @@
+//! `inknib bench` of an image model: seconds per UNet step and VAE decode, memory, and how near that is to the
+//! adapter's own matrix products.
+
+use serde_json::{Value, json};
+
+use super::bench::Args;
+use super::common::{ModelFolder, Ui, table};
+use super::json;
+use crate::gpu::{self, Gpu};
+use crate::graph::PlanOptions;
+use crate::probe::bench_image::{
+    ImageMeasured, ImageNets, ImageTest, What, gemm_ceiling, measure_image,
+};
+use crate::weights::ImageModel;
+use crate::{Error, Result};
+
+/// What one weight format gave.
+struct Outcome {
+    weights: String,
+    parts: Vec<Value>,
+    resident: u64,
+    unet_resident: u64,
+    unet_bits: f64,
+    load_seconds: f64,
+    peak: u64,
+    compiled: (usize, f64),
+    rows: Vec<ImageMeasured>,
+}
+
+/// Measures every size with every weight format; each format has the device for itself, so that its peak of
+/// memory is its own.
+pub(super) fn run(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
+    let model = ImageModel::open(&folder.path)?;
+    let mut adapter = None;
+    let mut outcomes = Vec::new();
+    for weights in args.model.weights.split(',') {
+        let weights = if weights == crate::quant::AUTO { "int4" } else { weights };
+        let gpu = args.gpu.open()?;
+        let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+        let ceiling = gemm_ceiling(&gpu, &options)?;
+        let outcome = measure(args, &model, weights, &gpu, ceiling, &options, ui)?;
+        show(&gpu, &outcome, ceiling, ui)?;
+        outcomes.push((ceiling, outcome));
+        adapter = Some(gpu.adapter().clone());
+    }
+    let Some(adapter) = adapter else {
+        return Err(Error::Usage("nothing to measure: give --weights".into()));
+    };
+    if !ui.json() {
+        return Ok(());
+    }
+    let name = folder.path.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
+    let models: Vec<Value> = outcomes.iter().flat_map(|(c, o)| describe(&name, *c, o)).collect();
+    ui.answer(&json!({
+        "adapter": adapter.name,
+        "driver": adapter.driver,
+        "backend": adapter.backend,
+        "models": models,
+    }))
+}
+
+fn measure(
+    args: &Args,
+    model: &ImageModel,
+    weights: &str,
+    gpu: &Gpu,
+    ceiling: f64,
+    options: &PlanOptions,
+    ui: &Ui,
+) -> Result<Outcome> {
+    let spinner = ui.bar("load", 0);
+    let nets = ImageNets::load(gpu, model, weights, &|tensor| spinner.say(tensor.path.clone()))?;
+    drop(spinner);
+    let sizes = args.size.clone().unwrap_or_else(|| vec![nets.usual_size()]);
+    let test = |what, side: usize, batch| ImageTest { what, width: side, height: side, batch };
+    let mut tests = Vec::new();
+    for &side in &sizes {
+        tests.extend(args.batch.iter().map(|batch| test(What::Unet, side, *batch)));
+        tests.extend((!args.no_vae).then(|| test(What::Vae, side, 1)));
+    }
+    let act = args.model.act(gpu)?;
+    let bar = ui.bar("bench", tests.len() as u64);
+    let mut rows = Vec::new();
+    for (done, test) in tests.iter().enumerate() {
+        bar.at(done as u64);
+        bar.say(format!("{} {weights}", test.name()));
+        let repetitions = args.repetitions as usize;
+        rows.push(measure_image(gpu, &nets, *test, ceiling, act, options, repetitions)?);
+    }
+    drop(bar);
+    let parts = &nets.parts;
+    let unet = parts.iter().find(|part| part.part == "unet");
+    Ok(Outcome {
+        weights: weights.to_string(),
+        resident: parts.iter().map(|part| part.resident_bytes).sum(),
+        unet_resident: unet.map_or(0, |part| part.resident_bytes),
+        unet_bits: unet.map_or(0.0, |part| part.bits_per_weight),
+        load_seconds: parts.iter().map(|part| part.seconds).sum(),
+        parts: parts.iter().map(|part| json!(part)).collect(),
+        peak: gpu.ledger().peak(),
+        compiled: gpu.compile_cost(),
+        rows,
+    })
+}
+
+fn describe(name: &str, ceiling: f64, outcome: &Outcome) -> Vec<Value> {
+    let entry = |row: &ImageMeasured| {
+        let mut entry = json!({
+            "model": format!("{name} {}", outcome.weights),
+            "family": "text-to-image",
+            "weights": json::weights(&outcome.weights, outcome.unet_bits, outcome.unet_resident),
+            "parts": outcome.parts,
+            "memory": {
+                "weights": outcome.resident,
+                "activations": row.activations,
+                "peak": outcome.peak,
+            },
+            "gemm_gflop_s": json::round(ceiling, 2),
+            "load_seconds": json::round(outcome.load_seconds, 3),
+            "compile_seconds": json::round(outcome.compiled.1, 3),
+        });
+        if let (Value::Object(entry), Value::Object(row)) = (&mut entry, json!(row)) {
+            entry.extend(row);
+        }
+        entry
+    };
+    outcome.rows.iter().map(entry).collect()
+}
+
+fn show(gpu: &Gpu, outcome: &Outcome, ceiling: f64, ui: &Ui) -> Result<()> {
+    let mut out = table(&["weights", "test", "s", "GFLOP", "GFLOP/s", "of GEMM", "activations"]);
+    for row in &outcome.rows {
+        out.add_row([
+            outcome.weights.clone(),
+            row.test.clone(),
+            format!("{:.3} ± {:.3}", row.seconds_per_step, row.stddev),
+            format!("{:.1}", row.gflop),
+            format!("{:.1}", row.gflop_s),
+            format!("{:.0} %", 100.0 * row.fraction_of_ceiling),
+            gpu::mib(row.activations),
+        ]);
+    }
+    ui.line(&out.to_string())?;
+    ui.line(&format!(
+        "{} ({}): GEMM in f32 {ceiling:.1} GFLOP/s",
+        gpu.adapter().name,
+        gpu.adapter().driver
+    ))?;
+    ui.line(&format!(
+        "UNet {} ({:.2} bits each), all weights {}, peak {}; load {:.1} s, {} kernels compiled in {:.1} s",
+        gpu::mib(outcome.unet_resident),
+        outcome.unet_bits,
+        gpu::mib(outcome.resident),
+        gpu::mib(outcome.peak),
+        outcome.load_seconds,
+        outcome.compiled.0,
+        outcome.compiled.1
+    ))
+}

@@ -1,0 +1,332 @@
+//! How fast an image model runs here and what it keeps in memory: one UNet step and one VAE decode at
+//! given sizes, beside the fastest plain matrix product of the same kernels.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::bench::spread;
+use crate::diffusion::rng::Rng;
+use crate::gpu::{Elem, Gpu};
+use crate::graph::{Graph, Plan, PlanOptions, Shape, Weight};
+use crate::nets::clip::{ClipText, ClipTextConfig};
+use crate::nets::unet::{TimeConditions, Unet, UnetConfig, UnetContext, UnetTime};
+use crate::nets::vae::{VaeConfig, VaeDecoder};
+use crate::nn::{LoadReport, LoadedTensor, Loader};
+use crate::ops::matmul::linear;
+use crate::quant::{Layout, Packed, QuantSpec, Recipe};
+use crate::weights::{ImageModel, Part};
+use crate::{Error, Result};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageTest {
+    pub what: What,
+    /// Pixels of the picture.
+    pub width: usize,
+    pub height: usize,
+    /// Pictures at once; guidance doubles it.
+    pub batch: usize,
+}
+
+/// The net of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// One prediction of the UNet, time embedding and prompt computed before.
+    Unet,
+    /// From latents to pixels.
+    Vae,
+}
+
+impl ImageTest {
+    /// `unet 512x512 b2`, `vae 512x512`
+    pub fn name(&self) -> String {
+        let net = if self.what == What::Unet { "unet" } else { "vae" };
+        let batch = if self.batch == 1 { String::new() } else { format!(" b{}", self.batch) };
+        format!("{net} {}x{}{batch}", self.width, self.height)
+    }
+}
+
+/// One row of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImageMeasured {
+    pub test: String,
+    #[serde(flatten)]
+    pub of: ImageTest,
+    /// Mean over the repetitions; of the whole decode for the VAE.
+    pub seconds_per_step: f64,
+    /// Standard deviation of the repetitions; 0 for one.
+    pub stddev: f64,
+    pub samples: Vec<f64>,
+    /// Floating-point operations, in 10⁹.
+    pub gflop: f64,
+    pub gflop_s: f64,
+    /// `gflop_s` over that of [`gemm_ceiling`].
+    pub fraction_of_ceiling: f64,
+    /// Bytes of activations that the plan takes.
+    pub activations: u64,
+    /// Queue submissions of one run.
+    pub submissions: u64,
+    /// Seconds to plan, kernels compiled included.
+    pub plan_seconds: f64,
+}
+
+/// What a net takes and how long it took to load (and quantize).
+#[derive(Clone, Debug, Serialize)]
+pub struct LoadedPart {
+    pub part: &'static str,
+    pub parameters: u64,
+    pub resident_bytes: u64,
+    pub bits_per_weight: f64,
+    pub seconds: f64,
+}
+
+/// The nets of an image model on the GPU.
+pub struct ImageNets {
+    pub parts: Vec<LoadedPart>,
+    unet: Unet,
+    vae: VaeDecoder,
+    vae_config: VaeConfig,
+    /// Resident for the load's time and bytes alone.
+    _text: Vec<ClipText>,
+    /// Channels of each resnet's row of the time tables.
+    times: Vec<usize>,
+    /// Channels of each cross attention's keys and values.
+    contexts: Vec<usize>,
+}
+
+/// Tokens of a prompt.
+const TOKENS: usize = 77;
+
+impl ImageNets {
+    /// Loads all parts as `weights` (a recipe's name or file) says, as generation does: what depends on
+    /// the timestep or the prompt alone is not resident.
+    ///
+    /// # Errors
+    /// As loading does.
+    pub fn load(
+        gpu: &Gpu,
+        model: &ImageModel,
+        weights: &str,
+        on_tensor: &dyn Fn(&LoadedTensor),
+    ) -> Result<ImageNets> {
+        let (mut text, mut parts) = (Vec::new(), Vec::new());
+        for part in [Part::TextEncoder, Part::TextEncoder2] {
+            if model.has(part) {
+                text.push(load(gpu, model, part, weights, on_tensor, &mut parts, |ld| {
+                    let (value, source) = model.config(part)?;
+                    ClipText::load(ld, &ClipTextConfig::from_value(&value, &source)?)
+                })?);
+            }
+        }
+        let (value, source) = model.config(Part::Unet)?;
+        let config = UnetConfig::from_value(&value, &source)?;
+        let unet = load(gpu, model, Part::Unet, weights, on_tensor, &mut parts, |ld| {
+            Unet::load(ld, &config)
+        })?;
+        let (value, source) = model.config(Part::Vae)?;
+        let vae_config = VaeConfig::from_value(&value, &source)?;
+        let vae = load(gpu, model, Part::Vae, weights, on_tensor, &mut parts, |ld| {
+            VaeDecoder::load(ld, &vae_config)
+        })?;
+        let (times, contexts) = hoisted(gpu, model, &config)?;
+        Ok(ImageNets { parts, unet, vae, vae_config, _text: text, times, contexts })
+    }
+
+    /// Width and height of pictures are multiples of this.
+    pub fn multiple(&self) -> usize {
+        self.vae_config.scale() * self.unet.config().multiple()
+    }
+
+    /// Side of the pictures that the model was trained on.
+    pub fn usual_size(&self) -> usize {
+        self.unet.config().sample_size().map_or(64, |(h, _)| h) * self.vae_config.scale()
+    }
+
+    fn plan(&self, gpu: &Gpu, test: ImageTest, act: Elem, options: &PlanOptions) -> Result<Plan> {
+        let factor = self.vae_config.scale();
+        let (h, w) = (test.height / factor, test.width / factor);
+        // The VAE's activations are f32 in every pipeline: real models exceed f16 there.
+        let graph = Graph::new(if test.what == What::Vae { Elem::F32 } else { act });
+        let channels = match test.what {
+            What::Unet => self.unet.config().in_channels,
+            What::Vae => self.vae_config.latent_channels,
+        };
+        let x = graph.input("x", [test.batch, h, w, channels], graph.act());
+        let out = match test.what {
+            What::Vae => self.vae.forward(x),
+            What::Unet => {
+                let input = |name: String, shape: Shape| graph.input(&name, shape, act);
+                let times = self.times.iter().enumerate();
+                let times: Vec<_> =
+                    times.map(|(i, c)| input(format!("t{i}"), Shape::new(&[1, *c]))).collect();
+                let row = graph.input("row", [test.batch], Elem::U32);
+                let contexts = self.contexts.iter().enumerate();
+                let pairs: Vec<_> = contexts
+                    .map(|(i, c)| {
+                        let shape = Shape::new(&[test.batch, TOKENS, *c]);
+                        (input(format!("k{i}"), shape), input(format!("v{i}"), shape))
+                    })
+                    .collect();
+                self.unet.forward(x, &times, row, &pairs)
+            }
+        };
+        graph.output("out", out);
+        let plan = Plan::new(gpu, &graph, options)?;
+        let mut rng = Rng::new(7);
+        let mut fill = |name: &str| -> Result<()> {
+            let values = rng.randn(plan.shape(name)?.len());
+            plan.set(name, &values)
+        };
+        fill("x")?;
+        if test.what == What::Unet {
+            (0..self.times.len()).try_for_each(|i| fill(&format!("t{i}")))?;
+            for i in 0..self.contexts.len() {
+                fill(&format!("k{i}"))?;
+                fill(&format!("v{i}"))?;
+            }
+            plan.set_u32("row", &vec![0; test.batch])?;
+        }
+        Ok(plan)
+    }
+}
+
+/// Loads one part and notes what it takes.
+fn load<T>(
+    gpu: &Gpu,
+    model: &ImageModel,
+    part: Part,
+    weights: &str,
+    on_tensor: &dyn Fn(&LoadedTensor),
+    parts: &mut Vec<LoadedPart>,
+    make: impl FnOnce(&Loader<'_>) -> Result<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    let (store, recipe) = (model.store(part)?, Recipe::from_argument(weights, part.recipe())?);
+    let loader = Loader::with_progress(gpu, &store, &recipe, Some(on_tensor));
+    let net = make(&loader)?;
+    gpu.submit(&[])?;
+    gpu.wait()?;
+    let report: LoadReport = loader.report();
+    parts.push(LoadedPart {
+        part: part.folder(),
+        parameters: report.elements(),
+        resident_bytes: report.resident_bytes(),
+        bits_per_weight: report.bits_per_weight(),
+        seconds: start.elapsed().as_secs_f64(),
+    });
+    Ok(net)
+}
+
+/// Channels of the time tables and of the cross attentions, from outlines of the nets that make them.
+fn hoisted(gpu: &Gpu, model: &ImageModel, config: &UnetConfig) -> Result<(Vec<usize>, Vec<usize>)> {
+    let (store, recipe) = (model.store(Part::Unet)?, Recipe::from_argument("fp16", "unet")?);
+    let outline = Loader::outline(gpu, &store, &recipe);
+    let graph = Graph::new(Elem::F32);
+    let input = |name: &str, channels: usize| graph.input(name, [1, channels], Elem::F32);
+    /// Original size, crop and target size of SDXL.
+    const SIZES: usize = 6;
+    let added = config.added();
+    let conditions = TimeConditions {
+        timestep_cond: config.time_cond_proj_dim.map(|dim| input("guidance", dim)),
+        text_embeds: added.map(|added| {
+            input("pooled", added.channels.saturating_sub(SIZES * added.time_channels))
+        }),
+        time_ids: added.map(|_| input("sizes", SIZES)),
+    };
+    let times = UnetTime::load(&outline, config)?;
+    let times = times.table(graph.input("timesteps", [1], Elem::F32), &conditions);
+    let context = graph.input("context", [1, TOKENS, config.cross_attention_dim], Elem::F32);
+    let pairs = UnetContext::load(&outline, config)?.keys_values(context);
+    graph.finish()?;
+    let times = times.iter().map(|table| table.shape().last()).collect();
+    Ok((times, pairs.iter().map(|(k, _)| k.shape().last()).collect()))
+}
+
+/// Runs a test `repetitions` times after one run that does not count, unless that one is so long (five
+/// seconds) that it may as well.
+///
+/// # Errors
+/// `Usage` for a size that the nets cannot serve; as running does; `Interrupted` on Ctrl-C.
+pub fn measure_image(
+    gpu: &Gpu,
+    nets: &ImageNets,
+    test: ImageTest,
+    ceiling: f64,
+    act: Elem,
+    options: &PlanOptions,
+    repetitions: usize,
+) -> Result<ImageMeasured> {
+    const LONG: f64 = 5.0;
+    let multiple = nets.multiple();
+    let fits = |side: usize| side > 0 && side.is_multiple_of(multiple);
+    if !fits(test.width) || !fits(test.height) || test.batch == 0 {
+        return Err(Error::Usage(format!(
+            "{}: this model paints multiples of {multiple} pixels, one picture or more",
+            test.name()
+        )));
+    }
+    let start = Instant::now();
+    let plan = nets.plan(gpu, test, act, options)?;
+    gpu.wait()?;
+    let plan_seconds = start.elapsed().as_secs_f64();
+    let before = gpu.submissions();
+    let mut samples = vec![run(gpu, &plan)?];
+    let submissions = gpu.submissions() - before;
+    if samples[0] < LONG {
+        samples.clear();
+        for _ in 0..repetitions.max(1) {
+            samples.push(run(gpu, &plan)?);
+        }
+    }
+    let (mean, stddev) = spread(&samples);
+    let gflop = plan.flops() as f64 / 1e9;
+    let gflop_s = gflop / mean.max(1e-9);
+    Ok(ImageMeasured {
+        test: test.name(),
+        of: test,
+        seconds_per_step: mean,
+        stddev,
+        samples,
+        gflop,
+        gflop_s,
+        fraction_of_ceiling: gflop_s / ceiling.max(1e-9),
+        activations: plan.activation_bytes(),
+        submissions,
+        plan_seconds,
+    })
+}
+
+fn run(gpu: &Gpu, plan: &Plan) -> Result<f64> {
+    let start = Instant::now();
+    plan.run()?;
+    gpu.wait()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// GFLOP/s of the fastest of a few products of f32 matrices, by the kernel that linear layers run on:
+/// what a step could reach here if it were nothing but such products.
+///
+/// # Errors
+/// As planning and running do.
+pub fn gemm_ceiling(gpu: &Gpu, options: &PlanOptions) -> Result<f64> {
+    /// Rows of x, rows of w, and their length: the products of a UNet at 64, 32 and 16 pixels a side.
+    const SHAPES: [[usize; 3]; 3] = [[4096, 320, 320], [1024, 640, 640], [1024, 1280, 1280]];
+    let mut rng = Rng::new(3);
+    let mut best = 0.0f64;
+    for [m, n, k] in SHAPES {
+        let layout = Layout::linear(n, k);
+        let packed = Packed::pack(&rng.randn(layout.len()), layout, &QuantSpec::F32, None)?;
+        let weight = Weight::upload(gpu, "ceiling", &packed)?;
+        let graph = Graph::new(Elem::F32);
+        graph.output("y", linear(graph.input("x", [1, m, k], Elem::F32), &weight, None));
+        let plan = Plan::new(gpu, &graph, options)?;
+        plan.set("x", &rng.randn(m * k))?;
+        run(gpu, &plan)?;
+        for _ in 0..5 {
+            best = best.max(plan.flops() as f64 / 1e9 / run(gpu, &plan)?.max(1e-9));
+        }
+    }
+    Ok(best)
+}
