@@ -79,7 +79,7 @@ pub enum Command {
     /// Paint one picture and hold one short conversation with the models that ship with inknib
     Demo(demo::Args),
     /// Paint a picture from a prompt
-    Generate(generate::Args),
+    Generate(Box<generate::Args>),
     /// Talk with a language model
     Chat(chat::Args),
     /// Say what low-bit weights and fast kernels change against FP16 under reference kernels

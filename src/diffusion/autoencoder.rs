@@ -12,13 +12,13 @@ use crate::nn::Loader;
 use crate::weights::{ImageModel, Part};
 
 enum Decoder {
-    Kl(VaeDecoder, VaeConfig),
+    Kl(Box<VaeDecoder>, VaeConfig),
     Tiny(TaesdDecoder, TaesdConfig),
 }
 
 /// The encoder is loaded when a picture is given to start from.
 enum Encoder {
-    Kl(VaeEncoder, VaeConfig),
+    Kl(Box<VaeEncoder>, VaeConfig),
     Tiny(TaesdEncoder),
 }
 
@@ -54,7 +54,7 @@ impl Autoencoder {
             }
             false => {
                 let config = VaeConfig::from_value(&fields, &source)?;
-                Decoder::Kl(VaeDecoder::load(ld, &config)?, config)
+                Decoder::Kl(Box::new(VaeDecoder::load(ld, &config)?), config)
             }
         };
         Ok(Autoencoder { decoder })
@@ -112,7 +112,7 @@ impl Autoencoder {
 
     fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Coder<'a> {
         let net: &dyn Half = match &self.decoder {
-            Decoder::Kl(decoder, _) => decoder,
+            Decoder::Kl(decoder, _) => decoder.as_ref(),
             Decoder::Tiny(decoder, _) => decoder,
         };
         let mut coder = Coder::decoder(gpu, self.scale(), net);
@@ -181,7 +181,7 @@ impl PictureEncoder {
             }
             false => {
                 let config = VaeConfig::from_value(&fields, &source)?;
-                let (encoder, scale) = (VaeEncoder::load(ld, &config)?, config.scale());
+                let (encoder, scale) = (Box::new(VaeEncoder::load(ld, &config)?), config.scale());
                 PictureEncoder { encoder: Encoder::Kl(encoder, config), scale }
             }
         })
@@ -207,7 +207,7 @@ impl PictureEncoder {
         match &self.encoder {
             Encoder::Tiny(encoder) => Ok(run(encoder)?.values.repeat(n)),
             Encoder::Kl(encoder, config) => {
-                let moments = run(encoder)?;
+                let moments = run(encoder.as_ref())?;
                 let [_, h, w, c2] = moments.shape;
                 let posterior = Posterior::new([n, h, w, c2], &moments.values.repeat(n))?;
                 let noise = rng.randn_nhwc(n, h, w, c2 / 2);

@@ -57,7 +57,7 @@ fn short_prompts_are_padded_as_in_diffusers() {
             let padded = clip.encode_padded(text, 48).unwrap();
             for syntax in [PromptSyntax::A1111, PromptSyntax::Plain] {
                 let chunks = chunks_of(&clip, text, syntax);
-                assert_eq!(chunks.ids, [padded.ids.clone()], "{text:?} {syntax}");
+                assert_eq!(chunks.ids, std::slice::from_ref(&padded.ids), "{text:?} {syntax}");
                 assert_eq!((chunks.kept, chunks.dropped), (padded.kept, 0), "{text:?} {syntax}");
                 assert!(!chunks.is_weighted());
             }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::Loader;
 use crate::Result;
-use crate::graph::{Var, Weight};
+use crate::graph::{Residence, Var, Weight};
 use crate::ops::conv2d::{Conv, conv2d};
 use crate::ops::matmul::linear;
 use crate::quant::{Format, Layout, Packed, QuantSpec};
@@ -93,7 +93,8 @@ impl<'a> Loader<'a> {
         };
         if self.shared.outline.get() {
             let weight = Weight::outline(self.shared.gpu, layout, format)?;
-            self.record(self.name(name), format, weight.elements(), weight.bytes());
+            let (elements, bytes) = (weight.elements(), weight.bytes());
+            self.record(self.name(name), format, elements, bytes, Residence::Outline);
             return Ok(weight);
         }
         self.upload(self.name(name), &Packed::pack(values, layout, &spec, None)?)

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::bench::spread;
-use crate::diffusion::rng::Rng;
+use crate::diffusion::rng::{Rng, RngKind};
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Plan, PlanOptions, Shape, Weight};
 use crate::nets::clip::{ClipText, ClipTextConfig};
@@ -174,7 +174,7 @@ impl ImageNets {
         };
         graph.output("out", out);
         let plan = Plan::new(gpu, &graph, options)?;
-        let mut rng = Rng::new(7);
+        let mut rng = Rng::new(RngKind::Cpu, 7);
         let mut fill = |name: &str| -> Result<()> {
             let values = rng.randn(plan.shape(name)?.len());
             plan.set(name, &values)
@@ -313,7 +313,7 @@ fn run(gpu: &Gpu, plan: &Plan) -> Result<f64> {
 pub fn gemm_ceiling(gpu: &Gpu, options: &PlanOptions) -> Result<f64> {
     /// Rows of x, rows of w, and their length: the products of a UNet at 64, 32 and 16 pixels a side.
     const SHAPES: [[usize; 3]; 3] = [[4096, 320, 320], [1024, 640, 640], [1024, 1280, 1280]];
-    let mut rng = Rng::new(3);
+    let mut rng = Rng::new(RngKind::Cpu, 3);
     let mut best = 0.0f64;
     for [m, n, k] in SHAPES {
         let layout = Layout::linear(n, k);

@@ -293,6 +293,7 @@ impl RowPacker<'_> {
 }
 
 /// The signal of a row, and what of it the format cannot hold.
+#[allow(clippy::neg_cmp_op_on_partial_ord)] // a NaN is outside as well
 fn measure(values: &[f32], format: Format) -> Measured {
     let limit = if format == Format::F32 { f32::MAX } else { f16::MAX.to_f32() };
     let mut signal = 0.0;

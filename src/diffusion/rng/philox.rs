@@ -65,6 +65,7 @@ fn block(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 }
 
 #[cfg(test)]
+#[allow(clippy::excessive_precision)] // digits as they were printed
 mod tests {
     use super::*;
 
