@@ -22,8 +22,7 @@ fn root() -> PathBuf {
 }
 
 fn paint(gpu: &Gpu, weights: &str, steps: usize) -> (TextToImage, Request) {
-    let options =
-        LoadOptions { weights: weights.into(), ..LoadOptions::default() };
+    let options = LoadOptions { weights: weights.into(), ..LoadOptions::default() };
     let net = TextToImage::load(gpu, &root().join("models/demo-scenes"), options, &|_| {}).unwrap();
     let request = Request {
         prompt: "a red boat on a calm sea at sunset, snowy mountains behind".into(),
