@@ -22,6 +22,8 @@ struct Outcome {
     unet_resident: u64,
     unet_bits: f64,
     load_seconds: f64,
+    /// GFLOP/s of the fastest matrix product.
+    ceiling: f64,
     peak: u64,
     compiled: (usize, f64),
     rows: Vec<ImageMeasured>,
@@ -37,10 +39,9 @@ pub(super) fn run(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
         let weights = if weights == crate::quant::AUTO { "int4" } else { weights };
         let gpu = args.gpu.open()?;
         let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
-        let ceiling = gemm_ceiling(&gpu, &options)?;
-        let outcome = measure(args, &model, weights, &gpu, ceiling, &options, ui)?;
-        show(&gpu, &outcome, ceiling, ui)?;
-        outcomes.push((ceiling, outcome));
+        let outcome = measure(args, &model, weights, &gpu, &options, ui)?;
+        show(&gpu, &outcome, ui)?;
+        outcomes.push(outcome);
         adapter = Some(gpu.adapter().clone());
     }
     let Some(adapter) = adapter else {
@@ -50,7 +51,7 @@ pub(super) fn run(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
         return Ok(());
     }
     let name = folder.path.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
-    let models: Vec<Value> = outcomes.iter().flat_map(|(c, o)| describe(&name, *c, o)).collect();
+    let models: Vec<Value> = outcomes.iter().flat_map(|o| describe(&name, o)).collect();
     ui.answer(&json!({
         "adapter": adapter.name,
         "driver": adapter.driver,
@@ -64,7 +65,6 @@ fn measure(
     model: &ImageModel,
     weights: &str,
     gpu: &Gpu,
-    ceiling: f64,
     options: &PlanOptions,
     ui: &Ui,
 ) -> Result<Outcome> {
@@ -78,7 +78,10 @@ fn measure(
         tests.extend(args.batch.iter().map(|batch| test(What::Unet, side, *batch)));
         tests.extend((!args.no_vae).then(|| test(What::Vae, side, 1)));
     }
+    // Before anything that takes long.
+    tests.iter().try_for_each(|test| nets.check(*test))?;
     let act = args.model.act(gpu)?;
+    let ceiling = gemm_ceiling(gpu, options)?;
     let bar = ui.bar("bench", tests.len() as u64);
     let mut rows = Vec::new();
     for (done, test) in tests.iter().enumerate() {
@@ -97,13 +100,14 @@ fn measure(
         unet_bits: unet.map_or(0.0, |part| part.bits_per_weight),
         load_seconds: parts.iter().map(|part| part.seconds).sum(),
         parts: parts.iter().map(|part| json!(part)).collect(),
+        ceiling,
         peak: gpu.ledger().peak(),
         compiled: gpu.compile_cost(),
         rows,
     })
 }
 
-fn describe(name: &str, ceiling: f64, outcome: &Outcome) -> Vec<Value> {
+fn describe(name: &str, outcome: &Outcome) -> Vec<Value> {
     let entry = |row: &ImageMeasured| {
         let mut entry = json!({
             "model": format!("{name} {}", outcome.weights),
@@ -115,7 +119,7 @@ fn describe(name: &str, ceiling: f64, outcome: &Outcome) -> Vec<Value> {
                 "activations": row.activations,
                 "peak": outcome.peak,
             },
-            "gemm_gflop_s": json::round(ceiling, 2),
+            "gemm_gflop_s": json::round(outcome.ceiling, 2),
             "load_seconds": json::round(outcome.load_seconds, 3),
             "compile_seconds": json::round(outcome.compiled.1, 3),
         });
@@ -127,7 +131,7 @@ fn describe(name: &str, ceiling: f64, outcome: &Outcome) -> Vec<Value> {
     outcome.rows.iter().map(entry).collect()
 }
 
-fn show(gpu: &Gpu, outcome: &Outcome, ceiling: f64, ui: &Ui) -> Result<()> {
+fn show(gpu: &Gpu, outcome: &Outcome, ui: &Ui) -> Result<()> {
     let mut out = table(&["weights", "test", "s", "GFLOP", "GFLOP/s", "of GEMM", "activations"]);
     for row in &outcome.rows {
         out.add_row([
@@ -142,9 +146,10 @@ fn show(gpu: &Gpu, outcome: &Outcome, ceiling: f64, ui: &Ui) -> Result<()> {
     }
     ui.line(&out.to_string())?;
     ui.line(&format!(
-        "{} ({}): GEMM in f32 {ceiling:.1} GFLOP/s",
+        "{} ({}): GEMM in f32 {:.1} GFLOP/s",
         gpu.adapter().name,
-        gpu.adapter().driver
+        gpu.adapter().driver,
+        outcome.ceiling
     ))?;
     ui.line(&format!(
         "UNet {} ({:.2} bits each), all weights {}, peak {}; load {:.1} s, {} kernels compiled in {:.1} s",

@@ -297,17 +297,19 @@ impl RowPacker<'_> {
 fn measure(values: &[f32], format: Format) -> Measured {
     let limit = if format == Format::F32 { f32::MAX } else { f16::MAX.to_f32() };
     let mut signal = 0.0;
-    let mut outside = 0u32;
+    // By bits, without the sign: those of infinities and NaN are above every number's.
+    let beyond = |v: f32| u32::from(v.to_bits() & 0x7fff_ffff > limit.to_bits());
+    let mut outside = 0;
     for part in values.chunks(256) {
         let mut sums = [0.0f32; 8];
         let (whole, rest) = part.as_chunks::<8>();
         for v in whole {
             for i in 0..8 {
                 sums[i] += v[i] * v[i];
-                outside |= u32::from(!(v[i].abs() <= limit));
+                outside |= beyond(v[i]);
             }
         }
-        outside |= rest.iter().fold(0, |any, v| any | u32::from(!(v.abs() <= limit)));
+        outside |= rest.iter().fold(0, |any, &v| any | beyond(v));
         let rest: f32 = rest.iter().map(|v| v * v).sum();
         signal += f64::from(sums.iter().sum::<f32>() + rest);
     }
