@@ -350,12 +350,12 @@ fn quantize_goes_on_where_ctrl_c_stopped_it() {
         .spawn()
         .unwrap();
     let state = out.join("inknib-quantize.partial.json");
-    // The text encoder takes a second or two, the UNet several more.
-    for _ in 0..600 {
+    // The UNet takes some tenths of a second.
+    for _ in 0..30_000 {
         if std::fs::read_to_string(&state).is_ok_and(|text| text.contains("text_encoder")) {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let kill = format!("kill -INT {}", child.id());
     assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());

@@ -332,6 +332,12 @@ fn record_of(path: &Path) -> Result<Record> {
 /// The request of the flags over a record.
 fn request(args: &Args, from: Option<&Record>) -> Result<Request> {
     let default = Request::default();
+    if args.steps == Some(0) {
+        return Err(Error::Usage("--steps 0 paints nothing; 20 to 30 are usual".into()));
+    }
+    if let Some(scale) = args.cfg_scale.filter(|scale| !scale.is_finite() || *scale < 0.0) {
+        return Err(Error::Usage(format!("--cfg-scale {scale}: give 1 to 15")));
+    }
     let text = |given: &Option<String>, before: fn(&Record) -> &String| {
         given.clone().or_else(|| from.map(|r| before(r).clone()))
     };

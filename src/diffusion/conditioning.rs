@@ -3,7 +3,7 @@
 
 use super::chunks::{Chunks, emphasize};
 use super::embedding::{Embedding, Placeholders, table_rows};
-use super::prompt::Prompt;
+use super::prompt::{Prompt, PromptSyntax};
 use super::request::Request;
 use super::sampler::StepCoefficients;
 use crate::gpu::{Buffer, Elem, Gpu};
@@ -130,7 +130,7 @@ impl Encode<'_> {
         prompts.iter().for_each(|prompt| warnings.extend(prompt.warnings.iter().cloned()));
         let encoded = encoders
             .iter()
-            .map(|encoder| self.run(encoder, &prompts, request.clip_skip, warnings))
+            .map(|encoder| self.run(encoder, &prompts, request, warnings))
             .collect::<Result<Vec<_>>>()?;
         warnings.dedup();
         let Some(tokens) = encoded.first().map(|e| e.tokens) else {
@@ -167,7 +167,7 @@ impl Encode<'_> {
         &self,
         encoder: &TextEncoder,
         prompts: &[Prompt],
-        skip: usize,
+        request: &Request,
         warnings: &mut Vec<String>,
     ) -> Result<Encoded> {
         let chunks = encoder.chunks(prompts, warnings)?;
@@ -176,8 +176,15 @@ impl Encode<'_> {
         let graph = Graph::new(self.act);
         let states = encoder.net.states(graph.input("ids", [all, length], Elem::U32));
         let xl = matches!(self.family, ImageFamily::Sdxl | ImageFamily::SdxlRefiner);
-        let hidden = if xl { states.hidden(1 + skip) } else { states.skipped(skip) };
+        let state = |skip| if xl { states.hidden(1 + skip) } else { states.skipped(skip) };
+        let hidden = state(request.clip_skip);
         graph.output("hidden", hidden);
+        // diffusers skips no layers for the negative prompt; AUTOMATIC1111 skips them for both.
+        let plain = request.syntax == PromptSyntax::Plain && request.clip_skip > 0;
+        let negative = plain && prompts.len() == 2;
+        if negative {
+            graph.output("last", state(0));
+        }
         let pools = xl && encoder.net.projects();
         if pools {
             graph.output("pooled", states.text_embeds(graph.input("rows", [all], Elem::U32)));
@@ -192,6 +199,9 @@ impl Encode<'_> {
         let mut values = plan.read("hidden")?;
         let channels = hidden.dim(2);
         let each = windows * length * channels;
+        if negative {
+            values[..each].copy_from_slice(&plan.read("last")?[..each]);
+        }
         for (chunks, values) in chunks.iter().zip(values.chunks_exact_mut(each.max(1))) {
             if chunks.is_weighted() {
                 emphasize(values, &chunks.weights)?;

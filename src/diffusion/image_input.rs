@@ -44,15 +44,21 @@ impl Image {
             return Err(failed(&format!("sides are 1 to {MAX_SIDE}")));
         };
         let kind = resize::PixelType::U8x3;
+        let pass = |rgb: &[u8], from: [u32; 2], to: [u32; 2]| -> Result<Vec<u8>> {
+            let from = resize::images::ImageRef::new(from[0], from[1], rgb, kind);
+            let from = from.map_err(|e| failed(&e))?;
+            let mut to = resize::images::Image::new(to[0], to[1], kind);
+            let how = resize::ResizeAlg::Convolution(resize::FilterType::Lanczos3);
+            resize::Resizer::new()
+                .resize(&from, &mut to, &resize::ResizeOptions::new().resize_alg(how))
+                .map_err(|e| failed(&e))?;
+            Ok(to.into_vec())
+        };
+        // Pillow's order, with bytes in between: first along the rows, then along the columns.
         let (from_w, from_h) = (self.width as u32, self.height as u32);
-        let from = resize::images::ImageRef::new(from_w, from_h, &self.rgb, kind);
-        let from = from.map_err(|e| failed(&e))?;
-        let mut to = resize::images::Image::new(w, h, kind);
-        let how = resize::ResizeAlg::Convolution(resize::FilterType::Lanczos3);
-        resize::Resizer::new()
-            .resize(&from, &mut to, &resize::ResizeOptions::new().resize_alg(how))
-            .map_err(|e| failed(&e))?;
-        Image::new(width, height, to.into_vec())
+        let rows = pass(&self.rgb, [from_w, from_h], [w, from_h])?;
+        let to = pass(&rows, [w, from_h], [w, h])?;
+        Image::new(width, height, to)
     }
 
     /// `[height, width, 3]` in -1 to 1 after resizing: what the autoencoder's encoder takes.
