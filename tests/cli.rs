@@ -350,15 +350,15 @@ fn quantize_goes_on_where_ctrl_c_stopped_it() {
         .spawn()
         .unwrap();
     let state = out.join("inknib-quantize.partial.json");
-    // The UNet takes some tenths of a second.
-    for _ in 0..30_000 {
-        if std::fs::read_to_string(&state).is_ok_and(|text| text.contains("text_encoder")) {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    let kill = format!("kill -INT {}", child.id());
-    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    // The UNet takes a tenth of a second or two, so a shell that runs already has to be quick.
+    let wait_and_kill = format!(
+        "i=0; until grep -q text_encoder '{}' 2>/dev/null || [ $i = 20000 ]; do i=$((i+1)); done; \
+         kill -INT {}",
+        str(&state),
+        child.id()
+    );
+    let shell = std::process::Command::new("sh").args(["-c", &wait_and_kill]).status();
+    assert!(shell.unwrap().success());
     let mut err = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut err).unwrap();
     assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(130), "inknib: interrupted\n"));

@@ -245,9 +245,9 @@ impl ImageModel {
         self.parts.contains_key(&part)
     }
 
-    /// The parts there are.
+    /// The parts there are, in the order in which a prompt goes through them.
     pub fn parts(&self) -> impl Iterator<Item = Part> {
-        self.parts.keys().copied()
+        Part::ALL.into_iter().filter(|part| self.has(*part))
     }
 
     /// The tensors of a part under diffusers' (UNet, VAE) or transformers' (text encoders) names and
