@@ -218,7 +218,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             other => other?,
         };
         for (place, image) in painted.picture.images.iter().enumerate() {
-            let index = number * request.batch + place;
+            if inputs.only.is_some_and(|only| only != place) {
+                continue;
+            }
+            let index = if inputs.only.is_some() { number } else { number * request.batch + place };
             let made = Made { inputs: &inputs, request: &request, painted: &painted, place };
             let path = numbered(&args.output, index);
             image.write_png(&path, &chunks(&gpu, &made)?)?;

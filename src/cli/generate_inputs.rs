@@ -38,8 +38,8 @@ pub struct Inputs {
     pub embeddings: Vec<Source>,
     pub loras: Vec<LoraRecord>,
     pub vae: Option<Source>,
-    /// The record that is repeated.
-    pub from: Option<Record>,
+    /// The place of the picture to keep, where a record names one of a batch.
+    pub only: Option<usize>,
 }
 
 impl Inputs {
@@ -65,6 +65,10 @@ impl Inputs {
         }
         let model = assemble(&path, &parts)?;
         let mut request = request(args, from_ref)?;
+        let batch = from_ref.and_then(|r| r.batch).filter(|_| args.batch_size == 1);
+        if let Some(batch) = batch {
+            request.batch = batch.size;
+        }
         let mut inputs = Inputs {
             model_name: model_args
                 .model
@@ -87,7 +91,7 @@ impl Inputs {
             },
             request: Request::default(),
             model,
-            from: None,
+            only: batch.map(|batch| batch.index),
         };
         inputs.repeat(args, from_ref)?;
         inputs.pictures(args, from_ref, &mut request)?;
@@ -95,7 +99,6 @@ impl Inputs {
         inputs.read_loras(args, from_ref, &request)?;
         request.check()?;
         inputs.request = request;
-        inputs.from = from;
         Ok(inputs)
     }
 
@@ -118,7 +121,7 @@ impl Inputs {
             embeddings: Vec::new(),
             loras: Vec::new(),
             vae: None,
-            from: None,
+            only: None,
         })
     }
 
