@@ -96,6 +96,7 @@ fn samplers_end_where_diffusers_ends() {
     check(&net, "lcm", &Request { guidance: 1.0, ..request("lcm", 3) });
     check(&net, "heun", &request("heun", 3));
     check(&net, "unipc", &request("unipc", 5));
+    check(&net, "plms", &request("plms", 5));
 }
 
 #[test]

@@ -30,6 +30,7 @@ TEXT = {
     "lcm": ("LCMScheduler", {}, dict(num_inference_steps=3, guidance_scale=1.0)),
     "heun": ("HeunDiscreteScheduler", {}, dict(num_inference_steps=3)),
     "unipc": ("UniPCMultistepScheduler", {}, dict(num_inference_steps=5)),
+    "plms": ("PNDMScheduler", dict(skip_prk_steps=True), dict(num_inference_steps=5)),
     "rescaled": ("DDIMScheduler", {}, dict(num_inference_steps=3, guidance_scale=7.5, guidance_rescale=0.7)),
     "clip_skip": ("DDIMScheduler", {}, dict(num_inference_steps=3, clip_skip=1)),
     "batch": ("EulerAncestralDiscreteScheduler", {}, dict(num_inference_steps=2, num_images_per_prompt=2)),

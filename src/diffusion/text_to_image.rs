@@ -213,6 +213,10 @@ impl TextToImage {
             Some(sampler) => sampler,
             None => Sampler::of_config(&schedule)?,
         };
+        // Who asks for PLMS means it without the Runge-Kutta steps of PNDM, unless the file wants them.
+        if sampler == Sampler::Plms && schedule.class_name.as_deref() != Some("PNDMScheduler") {
+            schedule.skip_prk_steps = Some(true);
+        }
         if let Some(spacing) = request.spacing {
             sampler.check_spacing(spacing)?;
             schedule = schedule.with_sigma_spacing(spacing);
