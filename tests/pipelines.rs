@@ -99,6 +99,49 @@ fn samplers_end_where_diffusers_ends() {
     check(&net, "plms", &request("plms", 5));
 }
 
+/// A tiny model in SDXL's form (tools/golden_sdxl.py): two text encoders, pooled text and sizes beside the
+/// timestep, nothing at all in place of an empty negative prompt.
+#[test]
+fn sdxl_ends_where_diffusers_ends() {
+    let Some(gpu) = gpu() else { return };
+    let folder = root().join("tests/golden/sdxl_tiny");
+    let golden = read_tensors(folder.join("golden.safetensors")).unwrap();
+    let options = |passes| {
+        let model = ImageModel::open(&folder).unwrap();
+        let plan = measure::plan(gpu, None, &model, &fp32(), &Request::default()).unwrap();
+        LoadOptions { memory: Some(MemoryPlan { passes, ..plan }), ..fp32() }
+    };
+    for passes in [Passes::Joined, Passes::Apart] {
+        let net = TextToImage::load(gpu, &folder, options(passes), &|_| ()).unwrap();
+        let request = Request {
+            prompt: "a red boat on a calm sea".into(),
+            negative: String::new(),
+            guidance: 5.0,
+            width: Some(48),
+            height: Some(32),
+            sampler: None,
+            ..request("euler", 4)
+        };
+        let negative = Request { negative: "a green tree".into(), ..request.clone() };
+        let unguided = Request { guidance: 1.0, ..request.clone() };
+        let batch = Request { batch: 2, ..request.clone() };
+        for (name, request) in [
+            ("empty_negative", request),
+            ("negative", negative),
+            ("unguided", unguided),
+            ("batch", batch),
+        ] {
+            let golden = &golden.iter().find(|(n, _)| n == name).unwrap().1;
+            let picture = net.generate(&request, &mut |_| Ok(())).unwrap();
+            let &[n, c, h, w] = golden.shape.as_slice() else { panic!("{:?}", golden.shape) };
+            let error = metrics::rel_l2(&nchw(&picture.latents, [n, h, w, c]), &golden.to_f32());
+            println!("{name}, {passes:?}: final latents differ by {error:.2e}");
+            // As for the other pipelines; random weights pass errors on as trained ones do.
+            assert!(error <= 1e-3, "{name}: final latents differ by {error:.2e}");
+        }
+    }
+}
+
 #[test]
 fn what_a_request_changes_is_what_diffusers_changes() {
     let Some(gpu) = gpu() else { return };

@@ -122,7 +122,8 @@ impl TextToImage {
     ) -> Result<TextToImage> {
         if model.kind().family == ImageFamily::Unconditional {
             return Err(Error::Model(format!(
-                "{}: an unconditional model takes no prompt; leave -p away",
+                "{}: an unconditional UNet, which no prompt steers; here it can be held against diffusers with `inknib \
+                 verify`, but not painted with",
                 model.path().display()
             )));
         }
