@@ -9,10 +9,12 @@ use super::run::{Inpaint, Known, Parts, Pass, Passes, State};
 use super::text_to_image::{LoadOptions, groups, guided, part, size, unet_config, with_adapters};
 use crate::gpu::{Buffer, Gpu};
 use crate::graph::{Graph, Plan, Residence};
+use crate::nets::controlnet::{ControlNet, ControlNetConfig};
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nn::{LoadReport, Loader};
 use crate::ops::sampler::MEMORY;
-use crate::weights::{ImageModel, Part};
+use crate::quant::Recipe;
+use crate::weights::{ImageModel, Part, WeightStore};
 use crate::{Error, Result};
 
 /// Sides of the VAE's tiles in latents where a budget asks for them: diffusers' size for models that
@@ -46,6 +48,13 @@ pub fn needs(
         let prompts = prompts.map(|text| Prompt::parse(text, request.syntax));
         let prompts = prompts.into_iter().collect::<Result<Vec<_>>>()?;
         tokens = tokens.max(encoder.tokens(&prompts)?);
+    }
+    for path in &options.controls {
+        let (config, store) = (ControlNetConfig::read(path)?, WeightStore::open(path)?);
+        let recipe = Recipe::from_argument(&options.weights, "unet")?;
+        let loader = Loader::outline(gpu, &store, &recipe);
+        ControlNet::load(&loader, &config)?;
+        needs.fixed += loader.report().resident_bytes() + outlined(&loader.report());
     }
     let (vae_store, vae_recipe) = part(model, Part::Vae, &options.weights)?;
     let loader = Loader::outline(gpu, &vae_store, &vae_recipe);
