@@ -53,7 +53,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let image = painted.picture.images.first();
     let image = image.ok_or_else(|| Error::Runtime("no picture was painted".into()))?;
     let made = Made { inputs: &inputs, request: &inputs.request, painted: &painted, place: 0 };
-    image.write_png(&args.output, &chunks(&gpu, &made)?)?;
+    image.write_png(&args.output, &chunks(&made, &made.record(&gpu)?))?;
     generate::show(&args.output, ui);
     ui.line(&generate::summary(&args.output, &gpu, &painted))?;
 

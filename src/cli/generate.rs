@@ -224,9 +224,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             let index = if inputs.only.is_some() { number } else { number * request.batch + place };
             let made = Made { inputs: &inputs, request: &request, painted: &painted, place };
             let path = numbered(&args.output, index);
-            image.write_png(&path, &chunks(&gpu, &made)?)?;
+            let record = made.record(&gpu)?;
+            image.write_png(&path, &chunks(&made, &record))?;
             show(&path, ui);
-            all.push((path, made.record(&gpu)?));
+            all.push((path, record));
         }
         if !ui.json() {
             ui.line(&summary(&numbered(&args.output, number * request.batch), &gpu, &painted))?;

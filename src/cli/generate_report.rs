@@ -104,11 +104,11 @@ impl Made<'_> {
 }
 
 /// The text chunks of a picture's file.
-pub(super) fn chunks(gpu: &Gpu, made: &Made<'_>) -> Result<Vec<(String, String)>> {
-    Ok(vec![
+pub(super) fn chunks(made: &Made<'_>, record: &Record) -> Vec<(String, String)> {
+    vec![
         (PARAMETERS_CHUNK.to_string(), made.settings().infotext().to_string()),
-        (INKNIB_CHUNK.to_string(), made.record(gpu)?.to_json().to_string()),
-    ])
+        (INKNIB_CHUNK.to_string(), record.to_json().to_string()),
+    ]
 }
 
 /// The JSON answer: the record of the first picture, all files, and what it cost.

@@ -124,18 +124,15 @@ impl Autoencoder {
     pub fn footprint(&self, gpu: &Gpu, plan: &PlanOptions, shape: [usize; 4]) -> Result<Footprint> {
         self.coder(gpu, plan).footprint(shape)
     }
-    /// The side of the largest tiles that fit `budget` bytes; None where the whole fits.
-    ///
-    /// # Errors
-    /// `OutOfMemory` where not even the smallest fit.
-    pub fn tiles_for(
+    /// The side of tiles for latents of this shape; see [`Coder::tile_side`].
+    pub fn tile_side(
         &self,
         gpu: &Gpu,
         plan: &PlanOptions,
         shape: [usize; 4],
-        budget: u64,
-    ) -> Result<Option<usize>> {
-        self.coder(gpu, plan).tiles_for(shape, budget)
+        want: u64,
+    ) -> Result<usize> {
+        self.coder(gpu, plan).tile_side(shape, want)
     }
 
     /// Latents `[n, h, w, c]` in a buffer → pictures, in tiles of `tile` latents where that is given. A

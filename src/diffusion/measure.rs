@@ -7,7 +7,7 @@ use super::prompt::Prompt;
 use super::request::Request;
 use super::run::{Inpaint, Known, Parts, Pass, Passes, State};
 use super::text_to_image::{LoadOptions, groups, guided, part, size, unet_config, with_adapters};
-use crate::gpu::{Buffer, Gpu};
+use crate::gpu::{Buffer, Gpu, mib};
 use crate::graph::{Graph, Plan, Residence};
 use crate::nets::controlnet::{ControlNet, ControlNetConfig};
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
@@ -16,10 +16,6 @@ use crate::ops::sampler::MEMORY;
 use crate::quant::Recipe;
 use crate::weights::{ImageModel, Part, WeightStore};
 use crate::{Error, Result};
-
-/// Sides of the VAE's tiles in latents where a budget asks for them: diffusers' size for models that
-/// were trained on 512 pixels.
-const TILE: usize = 64;
 
 /// What `request` needs of `model` on this device.
 ///
@@ -103,15 +99,28 @@ fn decode(
     vae: &Autoencoder,
     [_, h, w, c]: [usize; 4],
 ) -> Result<()> {
-    let bytes = |h: usize, w: usize| -> Result<u64> {
-        Ok(vae.footprint(gpu, &options.plan, [1, h, w, c])?.bytes())
-    };
-    needs.tile = options.tile.unwrap_or(TILE);
-    needs.decode_tiled = bytes(h.min(needs.tile), w.min(needs.tile))?;
-    // A picture whose buffers no binding can hold is decoded in tiles whatever the budget.
-    let whole = vae.footprint(gpu, &options.plan, [1, h, w, c])?;
     let binding = gpu.caps().max_binding_bytes;
-    needs.decode = if whole.largest > binding { u64::MAX >> 1 } else { whole.bytes() };
+    // A tile that takes no more than a step costs no memory at all.
+    needs.tile = match options.tile {
+        Some(side) => side,
+        None => vae.tile_side(gpu, &options.plan, [1, h, w, c], needs.step_joined)?,
+    };
+    let (side, scale) = (needs.tile, vae.scale());
+    let tiled = vae.footprint(gpu, &options.plan, [1, h.min(side), w.min(side), c])?;
+    needs.decode_tiled = tiled.bytes();
+    if options.tile.is_some() && tiled.largest > binding {
+        let fits = vae.tile_side(gpu, &options.plan, [1, h, w, c], needs.step_joined)? * scale;
+        return Err(Error::Usage(format!(
+            "tiles of {} pixels need a buffer of {}, this adapter binds {}; --vae-tile-size {fits} would do",
+            side * scale,
+            mib(tiled.largest),
+            mib(binding)
+        )));
+    }
+    // What no binding can hold, or no safe loop can do, is decoded in tiles whatever the budget.
+    let whole = vae.footprint(gpu, &options.plan, [1, h, w, c]);
+    let whole = whole.ok().filter(|whole| whole.largest <= binding);
+    needs.decode = whole.map_or(u64::MAX >> 1, |whole| whole.bytes());
     Ok(())
 }
 

@@ -115,6 +115,17 @@ impl<'a> Coder<'a> {
         )))
     }
 
+    /// The side of tiles for a picture that is to be tiled: of the largest that take at most `want` bytes, else
+    /// of the largest that the device can bind.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where the device cannot bind even the smallest.
+    pub fn tile_side(&self, shape: [usize; 4], want: u64) -> Result<usize> {
+        let fits = self.tiles_for(shape, want).or_else(|_| self.tiles_for(shape, u64::MAX))?;
+        // Where the whole fits, tiles were asked for; these are diffusers' for models of 512 pixels.
+        Ok(fits.unwrap_or(64))
+    }
+
     /// Side of a tile where it goes in, and where it comes out, for a side in pixels of the latent.
     fn input_side(&self, side: usize) -> usize {
         if self.decodes { side } else { side * self.scale }

@@ -1,5 +1,6 @@
 //! Attention of every pixel to every pixel (`attention_processor.py`, Attention with a residual connection;
-//! AttentionBlock before diffusers 0.12): what a UNet without a prompt has behind its resnets.
+//! AttentionBlock before diffusers 0.12): what a UNet without a prompt has behind its resnets, and an
+//! autoencoder in its middle.
 
 use super::transformer::heads;
 use crate::Result;

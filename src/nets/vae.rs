@@ -1,64 +1,23 @@
 //! AutoencoderKL (Rombach et al. 2022): what its halves have in common, and the decoder, latents to pictures.
 //! Names as in diffusers' `autoencoder_kl.py` and `vae.py`.
 
+use super::pixel_attention::PixelAttention;
 use super::resnet::ResnetBlock;
 pub use super::vae_config::VaeConfig;
 pub use super::vae_encoder::{Posterior, VaeEncoder};
 use crate::Result;
 use crate::graph::Var;
 use crate::nn::{Bias, Conv2d, GroupNorm, Linear, Loader};
-use crate::ops::attention::{Attention, Mask, attention};
 use crate::ops::conv2d::Conv;
 use crate::ops::pointwise::silu;
 
 /// diffusers gives the autoencoder's norms this ε in code, not in the configuration.
 pub(super) const EPS: f64 = 1e-6;
 
-/// Attention of every pixel to every pixel, one head as wide as the stream.
-struct AttentionBlock {
-    group_norm: GroupNorm,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    how: Attention<'static>,
-    path: String,
-}
-
-impl AttentionBlock {
-    /// Files written before diffusers 0.12 say query, key, value and proj_attn.
-    fn load(ld: &Loader<'_>, channels: usize, groups: usize) -> Result<AttentionBlock> {
-        let names = match ld.contains("query.weight") {
-            true => ["query", "key", "value", "proj_attn"],
-            false => ["to_q", "to_k", "to_v", "to_out.0"],
-        };
-        let [to_q, to_k, to_v, to_out] =
-            names.map(|name| ld.linear(name, channels, channels, Bias::Yes));
-        let scale = 1.0 / (channels as f32).sqrt();
-        Ok(AttentionBlock {
-            group_norm: ld.group_norm("group_norm", groups, channels, EPS)?,
-            to_q: to_q?,
-            to_k: to_k?,
-            to_v: to_v?,
-            to_out: to_out?,
-            how: Attention { heads: 1, kv_heads: 1, scale, cap: None, mask: Mask::None },
-            path: ld.path().to_string(),
-        })
-    }
-
-    fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
-        let tokens = [x.dim(0), x.dim(1) * x.dim(2), x.dim(3)];
-        let h = self.group_norm.forward(x).reshape(tokens);
-        let (q, k, v) = (self.to_q.forward(h), self.to_k.forward(h), self.to_v.forward(h));
-        let h = attention(q, k, v, self.how).reshape(x.shape());
-        (x + self.to_out.forward(h)).tap(self.path.as_str())
-    }
-}
-
 /// The smallest pictures of a half: a resnet, attention, a resnet.
 pub(super) struct MidBlock {
     before: ResnetBlock,
-    attention: Option<AttentionBlock>,
+    attention: Option<PixelAttention>,
     after: ResnetBlock,
     path: String,
 }
@@ -68,7 +27,7 @@ impl MidBlock {
         let groups = c.norm_num_groups;
         let resnet =
             |i: usize| ResnetBlock::load(&ld.pp("resnets").pp(i), channels, channels, groups, EPS);
-        let attention = || AttentionBlock::load(&ld.pp("attentions.0"), channels, groups);
+        let attention = || PixelAttention::load(&ld.pp("attentions.0"), channels, 1, groups, EPS);
         Ok(MidBlock {
             before: resnet(0)?,
             attention: c.mid_block_add_attention.then(attention).transpose()?,

@@ -189,6 +189,13 @@ fn the_true_decoder_paints_a_large_picture_in_two_gibibytes() {
     println!("1024x1024 in one piece {whole:?}, in tiles of {side} {tile:?}");
     assert!(tile.bytes() <= budget && tile.largest <= gpu.caps().max_binding_bytes);
     assert_eq!(coder.tiles_for([1, 16, 16, 4], budget).unwrap(), None);
+    // Whatever is wanted, a tile can be bound: one of 64 latents takes 256 MiB for a single value.
+    for (side, want) in [(64, 256 << 20), (128, 256 << 20), (128, 0)] {
+        let tile = coder.tile_side([1, side, side, 4], want).unwrap();
+        let tile = coder.footprint([1, tile.min(side), tile.min(side), 4]).unwrap();
+        assert!(tile.largest <= gpu.caps().max_binding_bytes, "{side}, {want}: {tile:?}");
+        assert!(want == 0 || tile.bytes() <= want, "{side}, {want}: {tile:?}");
+    }
     let error = coder.tiles_for(shape, 1 << 20).unwrap_err().to_string();
     assert!(error.contains("smallest tiles") && error.contains("1.0 MiB"), "{error}");
 }
