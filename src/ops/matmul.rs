@@ -16,6 +16,7 @@ const TILED: Source = source!("matmul_tiled.wgsl");
 /// The workgroup's part of a tiled product, here and in conv2d.
 pub(super) const TILE64: Source = source!("parts/tile64.wgsl");
 const VEC: Source = source!("matmul_vec.wgsl");
+const VEC_LANES: Source = source!("matmul_vec_lanes.wgsl");
 const REFERENCE: Source = source!("reference/matmul.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
 const X_VEC: Source = source!("parts/x_vec.wgsl");
@@ -178,6 +179,11 @@ impl Matmul {
                 d.groups[2] = m as u32;
                 d.trips(blocks.div_ceil(lanes as usize) + 8)
             }
+            Variant::VecLanes { .. } => {
+                let mut d = dispatch.linear(n, VEC_LANES_ROWS);
+                d.groups[2] = m as u32;
+                d.trips(blocks.div_ceil(8) + 2)
+            }
             Variant::Tile { .. } => dispatch
                 .linear(n.div_ceil(8) * m.div_ceil(8), TILE_WG as usize)
                 .trips(blocks + EPILOGUE_TRIPS),
@@ -193,6 +199,8 @@ impl Matmul {
 }
 
 const VEC_WG: u32 = 64;
+/// Rows of w of one workgroup of [`Variant::VecLanes`].
+const VEC_LANES_ROWS: usize = 16;
 /// Iterations of the loops that store a tile of 8 by 8.
 pub(super) const EPILOGUE_TRIPS: usize = 72;
 
@@ -202,6 +210,10 @@ enum Variant {
     /// Few rows of x: `lanes` invocations for each output.
     Vec {
         lanes: u32,
+        vec8: bool,
+    },
+    /// Few rows of x: two outputs for each of eight lanes, which share x by broadcast.
+    VecLanes {
         vec8: bool,
     },
     /// A register tile of 8 rows by 8 columns. `vec8`: K is a multiple of eight.
@@ -238,6 +250,9 @@ fn variant(cx: &Lower<'_>, m: usize, k: usize, n: usize) -> Variant {
     let (blocks, vec8) = (k.div_ceil(8), k.is_multiple_of(8));
     if cx.reference() {
         return Variant::Reference;
+    }
+    if m <= VEC_ROWS && cx.eight_lanes() && n >= VEC_LANES_ROWS {
+        return Variant::VecLanes { vec8 };
     }
     if m <= VEC_ROWS {
         let lanes = if cx.software() { 1 } else { 32.min(blocks.next_power_of_two() as u32) };
@@ -276,6 +291,7 @@ fn spec(variant: Variant, form: Form) -> Spec {
             let spec = Spec::new(VEC).u32("LANES", lanes).u32("WG_X", VEC_WG);
             load(spec.part(if lanes == 1 { REDUCE_ONE } else { REDUCE_WORKGROUP }), vec8)
         }
+        Variant::VecLanes { vec8 } => load(Spec::new(VEC_LANES), vec8),
         Variant::Tile { vec8 } => load(Spec::new(TILE).u32("WG_X", TILE_WG), vec8),
         Variant::Lanes { tall, vec8 } => load(Spec::new(LANES).flag("TALL", tall), vec8),
         Variant::Tiled { vec8 } => load(Spec::new(TILED).part(TILE64), vec8),
@@ -300,6 +316,7 @@ pub(crate) fn info() -> Vec<OpInfo> {
                     Variant::Reference,
                     Variant::Vec { lanes: 1, vec8 },
                     Variant::Vec { lanes: 32, vec8 },
+                    Variant::VecLanes { vec8 },
                     Variant::Tile { vec8 },
                     Variant::Lanes { tall: true, vec8 },
                     Variant::Lanes { tall: false, vec8 },

@@ -306,8 +306,8 @@ fn run(gpu: &Gpu, plan: &Plan) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// GFLOP/s of the fastest of a few products of f32 matrices, by the kernel that linear layers run on:
-/// what a step could reach here if it were nothing but such products.
+/// GFLOP/s of the fastest of a few products of f32 matrices with weights of f32, f16 or INT4, by the kernel that
+/// linear layers run on: what a step could reach here if it were nothing but such products.
 ///
 /// # Errors
 /// As planning and running do.
@@ -318,15 +318,18 @@ pub fn gemm_ceiling(gpu: &Gpu, options: &PlanOptions) -> Result<f64> {
     let mut best = 0.0f64;
     for [m, n, k] in SHAPES {
         let layout = Layout::linear(n, k);
-        let packed = Packed::pack(&rng.randn(layout.len()), layout, &QuantSpec::F32, None)?;
-        let weight = Weight::upload(gpu, "ceiling", &packed)?;
-        let graph = Graph::new(Elem::F32);
-        graph.output("y", linear(graph.input("x", [1, m, k], Elem::F32), &weight, None));
-        let plan = Plan::new(gpu, &graph, options)?;
-        plan.set("x", &rng.randn(m * k))?;
-        run(gpu, &plan)?;
-        for _ in 0..3 {
-            best = best.max(plan.flops() as f64 / 1e9 / run(gpu, &plan)?.max(1e-9));
+        let values = rng.randn(layout.len());
+        for spec in [QuantSpec::F32, QuantSpec::F16, QuantSpec::INT4] {
+            let packed = Packed::pack(&values, layout, &spec, None)?;
+            let weight = Weight::upload(gpu, "ceiling", &packed)?;
+            let graph = Graph::new(Elem::F32);
+            graph.output("y", linear(graph.input("x", [1, m, k], Elem::F32), &weight, None));
+            let plan = Plan::new(gpu, &graph, options)?;
+            plan.set("x", &rng.randn(m * k))?;
+            run(gpu, &plan)?;
+            for _ in 0..3 {
+                best = best.max(plan.flops() as f64 / 1e9 / run(gpu, &plan)?.max(1e-9));
+            }
         }
     }
     Ok(best)
