@@ -1,6 +1,7 @@
-enable subgroups;
 // The convolution of reference/conv2d.wgsl as matmul_lanes.wgsl multiplies: each lane finds and loads one output
 // pixel in eight under a tap, and eight rows of w. A tile is 16 pixels by 64 output channels.
+enable subgroups;
+
 struct Params {
     m0: u32,      // first output pixel of this dispatch (of all pixels of the batch)
     m: u32,       // one past its last output pixel

@@ -1,8 +1,9 @@
-enable subgroups;
 // y[m, n0 + n] = activation(Σ_k x[m, k] · w[n, k] + bias[n0 + n]) + residual[m, n0 + n]
 // For subgroups of eight lanes, one to a workgroup, on drivers where a load is a loop over the lanes (Mesa's software
 // Vulkan): no number is loaded twice. Each lane loads one row of x in eight and eight rows of w; rows of x go around by
 // broadcast. A tile is 16 rows (8 if not TALL) by 64 columns.
+enable subgroups;
+
 struct Params {
     m: u32,       // one past the last row of x of this dispatch
     n: u32,       // rows of w in this window

@@ -1,6 +1,7 @@
-enable subgroups;
 // The same as matmul_vec.wgsl for subgroups of eight lanes, one to a workgroup, on drivers where a load is a loop over
 // the lanes: each lane has two rows of w of its own and loads one block in eight of x, which goes around by broadcast.
+enable subgroups;
+
 struct Params {
     m: u32,       // one past the last row of x of this dispatch
     n: u32,       // rows of w in this window

@@ -10,6 +10,7 @@ use crate::graph::{Dispatch, Lower, MAX_TRIPS, Op, Operand, Var};
 use crate::{Result, params, source};
 
 const ROWS: Source = source!("attention.wgsl");
+const LANES: Source = source!("attention_lanes.wgsl");
 const VEC: Source = source!("attention_vec.wgsl");
 const MERGE: Source = source!("attention_merge.wgsl");
 const REFERENCE: Source = source!("reference/attention.wgsl");
@@ -161,6 +162,8 @@ pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> 
 enum Variant {
     /// A workgroup per eight queries of a head.
     Rows { wg: u32 },
+    /// Eight lanes per sixteen queries of a head; each lane has so many fours of channels.
+    Lanes { fours: u32 },
     /// A workgroup per query of a head.
     Vec { wg: u32 },
 }
@@ -250,7 +253,10 @@ impl Attend {
     fn fast(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
         let (d4, software) = (s.d / 4, cx.software());
         let few = if software { 4 } else { 32 };
-        let variant = if s.sq >= few {
+        let fours = d4.div_ceil(8) as u32;
+        let variant = if cx.eight_lanes() && s.sq >= 8 && fours <= LANES_FOURS {
+            Variant::Lanes { fours }
+        } else if s.sq >= few {
             Variant::Rows { wg: lanes8(d4).max(if software { 8 } else { 32 }) }
         } else {
             let lanes = d4.next_power_of_two() as u32;
@@ -271,6 +277,9 @@ impl Attend {
         let dispatch = self.inputs(Dispatch::new(spec, &p), cx);
         let dispatch = match variant {
             Variant::Rows { .. } => dispatch.groups(s.sq.div_ceil(8), self.heads, s.batch * splits),
+            Variant::Lanes { .. } => {
+                dispatch.groups(s.sq.div_ceil(16), self.heads, s.batch * splits)
+            }
             Variant::Vec { .. } => {
                 let mut dispatch = dispatch.linear(s.rows, 1);
                 dispatch.groups[2] = splits as u32;
@@ -289,7 +298,11 @@ impl Attend {
 
     /// Keys that the queries of one workgroup may see together.
     fn reach(&self, s: &Sizes, variant: Variant) -> usize {
-        let more = if matches!(variant, Variant::Rows { .. }) { 7 } else { 0 };
+        let more = match variant {
+            Variant::Rows { .. } => 7,
+            Variant::Lanes { .. } => 15,
+            Variant::Vec { .. } => 0,
+        };
         self.window.map_or(s.sk, |window| s.sk.min(window + more))
     }
 
@@ -318,6 +331,9 @@ fn lanes8(d4: usize) -> u32 {
     d4.div_ceil(2).next_power_of_two() as u32
 }
 
+/// Most fours of channels that a lane of [`Variant::Lanes`] has registers for.
+const LANES_FOURS: u32 = 5;
+
 impl Variant {
     /// Loop iterations of one invocation over `span` keys of `d4` times four channels.
     fn trips(self, span: usize, d4: usize) -> usize {
@@ -329,6 +345,7 @@ impl Variant {
                 let turn = d4 + weights + (keys / 4).div_ceil(shares) + 1;
                 span.div_ceil(keys) * turn + 2 * 8 * (per_query + shares + 1)
             }
+            Variant::Lanes { .. } => span.div_ceil(64) * (1 + d4 + 16) + 16,
             Variant::Vec { wg } => {
                 let (wg, lanes) = (wg as usize, d4.next_power_of_two());
                 let (fours, blocks) = (span.div_ceil(4), span.div_ceil(BLOCK as usize));
@@ -371,6 +388,7 @@ fn reference(stage: u32, elem: Elem, sight: Sight) -> Spec {
 fn fast(variant: Variant, elem: Elem, sight: Sight, d4: u32, split: bool) -> Spec {
     let spec = match variant {
         Variant::Rows { wg } => Spec::new(ROWS).u32("WG_X", wg).u32("LANES8", lanes8(d4 as usize)),
+        Variant::Lanes { fours } => Spec::new(LANES).u32("FOURS", fours),
         Variant::Vec { wg } => Spec::new(VEC)
             .part(REDUCE_ALL_WORKGROUP)
             .u32("WG_X", wg)
@@ -417,6 +435,9 @@ pub(crate) fn info() -> Vec<OpInfo> {
                 ] {
                     specs.push(fast(variant, elem, sight, d4, split));
                 }
+            }
+            for (fours, split) in [(1, false), (2, true), (5, false)] {
+                specs.push(fast(Variant::Lanes { fours }, elem, sight, 8 * fours, split));
             }
             specs.push(fast(Variant::Vec { wg: 8 }, elem, sight, 8, false));
         }

@@ -1,4 +1,4 @@
-use inknib::gpu::Elem;
+use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::ops::attention::{Attention, Case, Mask, attention, oracle};
 use inknib::ops::kv_cache::{kv_write, oracle_q8, q8_words};
@@ -16,9 +16,14 @@ enum Kind {
 }
 
 fn check(kind: Kind, case: Case) {
-    let Some(gpu) = gpu() else { return };
+    for (gpu, kernels, acts) in every_form() {
+        check_on(gpu, (kernels, &acts), kind, case);
+    }
+}
+
+fn check_on(gpu: &Gpu, (kernels, acts): (&[Kernels], &[Elem]), kind: Kind, case: Case) {
     let Case { batch, sq, sk, heads, kv_heads, d, scale, start, window, cap } = case;
-    for act in acts(gpu) {
+    for &act in acts {
         let q = stored(act, &randn(1, batch * sq * heads * d));
         let mut k = stored(act, &randn(2, batch * sk * kv_heads * d));
         let mut v = stored(act, &randn(3, batch * sk * kv_heads * d));
@@ -34,7 +39,7 @@ fn check(kind: Kind, case: Case) {
             }
         }
         let want = oracle(&q, &k, &v, case);
-        for kernels in KERNELS {
+        for &kernels in kernels {
             let y = eval(gpu, kernels, act, |g| {
                 let mask = match kind {
                     Kind::All => Mask::None,
