@@ -23,6 +23,17 @@ fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
     );
 }
 
+// Nothing is shared by a whole group here.
+const HELD = 1048576u;
+
+fn weight_held(row: u32, tap: u32, c8: u32) -> vec2f {
+    return vec2f();
+}
+
+fn weight8_of(row: u32, tap: u32, c8: u32, held: vec2f) -> Eight {
+    return weight8(row, tap, c8);
+}
+
 fn weight(row: u32, tap: u32, c: u32) -> f32 {
     let words = w_words[row * info.row_blocks + tap * info.tap_blocks + c / 8u];
     return unpack2x16float(words[(c % 8u) / 2u])[c & 1u];

@@ -20,6 +20,17 @@ fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
     return Eight(w_words[i], w_words[i + 1u]);
 }
 
+// Nothing is shared by a whole group here.
+const HELD = 1048576u;
+
+fn weight_held(row: u32, tap: u32, c8: u32) -> vec2f {
+    return vec2f();
+}
+
+fn weight8_of(row: u32, tap: u32, c8: u32, held: vec2f) -> Eight {
+    return weight8(row, tap, c8);
+}
+
 fn weight(row: u32, tap: u32, c: u32) -> f32 {
     let i = 2u * (row * info.row_blocks + tap * info.tap_blocks) + c / 4u;
     return w_words[i][c & 3u];

@@ -30,12 +30,23 @@ fn weight_level(q: vec4f) -> vec4f {
     return q;
 }
 
-fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
+// Blocks of eight that share what `weight_held` reads.
+const HELD = GROUP / 8u;
+
+fn weight_held(row: u32, tap: u32, c8: u32) -> vec2f {
+    return vec2f(weight_scale(row, tap, c8), 0.0);
+}
+
+fn weight8_of(row: u32, tap: u32, c8: u32, held: vec2f) -> Eight {
     let word = w_words[row * info.row_blocks + tap * info.tap_blocks + c8];
-    let s = weight_scale(row, tap, c8);
+    let s = held.x;
     let lo = vec4f((vec4u(word) >> vec4u(0u, 4u, 8u, 12u)) & vec4u(15u)) - 8.0;
     let hi = vec4f((vec4u(word) >> vec4u(16u, 20u, 24u, 28u)) & vec4u(15u)) - 8.0;
     return Eight(s * weight_level(lo), s * weight_level(hi));
+}
+
+fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
+    return weight8_of(row, tap, c8, weight_held(row, tap, c8));
 }
 
 fn weight(row: u32, tap: u32, c: u32) -> f32 {

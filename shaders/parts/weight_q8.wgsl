@@ -28,10 +28,20 @@ fn signed_bytes(word: u32) -> vec4f {
     return vec4f((vec4i(bitcast<i32>(word)) << vec4u(24u, 16u, 8u, 0u)) >> vec4u(24u));
 }
 
-fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
+// Blocks of eight that share what `weight_held` reads.
+const HELD = GROUP / 8u;
+
+fn weight_held(row: u32, tap: u32, c8: u32) -> vec2f {
+    return vec2f(weight_scale(row, tap, c8), 0.0);
+}
+
+fn weight8_of(row: u32, tap: u32, c8: u32, held: vec2f) -> Eight {
     let words = w_words[row * info.row_blocks + tap * info.tap_blocks + c8];
-    let s = weight_scale(row, tap, c8);
-    return Eight(s * signed_bytes(words.x), s * signed_bytes(words.y));
+    return Eight(held.x * signed_bytes(words.x), held.x * signed_bytes(words.y));
+}
+
+fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
+    return weight8_of(row, tap, c8, weight_held(row, tap, c8));
 }
 
 fn weight(row: u32, tap: u32, c: u32) -> f32 {

@@ -184,6 +184,12 @@ impl Lower<'_> {
     pub fn software(&self) -> bool {
         self.caps.software && self.kernels != Kernels::Hardware
     }
+    /// Whether to take the variants for software whose subgroups are eight lanes: each lane loads something else,
+    /// and what all of them need goes around by broadcast.
+    pub fn eight_lanes(&self) -> bool {
+        let caps = self.caps;
+        self.software() && caps.subgroups && caps.subgroup_min == 8 && caps.subgroup_max == 8
+    }
     /// Emits a launch.
     ///
     /// # Errors

@@ -6,7 +6,9 @@ use std::rc::Rc;
 
 use super::channels::AddChannels;
 use super::concat::Concat;
-use super::matmul::{EPILOGUE_TRIPS, TILE64, linear, rows_per_dispatch};
+use super::matmul::{
+    EPILOGUE_TRIPS, LANES_COLUMNS, TILE64, lanes_trips, linear, rows_per_dispatch,
+};
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::{ACTS, OpInfo, formats};
 use crate::gpu::{Elem, Source, Spec};
@@ -17,6 +19,7 @@ use crate::quant::{Format, Offset};
 use crate::{Result, params, source};
 
 const TILE: Source = source!("conv2d.wgsl");
+const LANES: Source = source!("conv2d_lanes.wgsl");
 const TILED: Source = source!("conv2d_tiled.wgsl");
 const REFERENCE: Source = source!("reference/conv2d.wgsl");
 const GATHER: Source = source!("parts/conv_gather.wgsl");
@@ -200,8 +203,8 @@ impl Op for Conv2d {
             for m0 in (0..pixels).step_by(step) {
                 let m = pixels.min(m0 + step);
                 let dispatch = self.dispatch(cx, &bound, variant, chunk, (m0, m));
-                let (width, threads) = variant.shape();
-                let count = (m - m0).div_ceil(width) * chunk.rows.div_ceil(width);
+                let ((tall, wide), threads) = variant.shape();
+                let count = (m - m0).div_ceil(tall) * chunk.rows.div_ceil(wide);
                 let dispatch = dispatch.linear(count, threads).trips(self.trips(variant));
                 cx.dispatch(dispatch.flops((m - m0) * cost))?;
             }
@@ -221,12 +224,19 @@ struct Bound {
 
 impl Conv2d {
     fn variant(&self, cx: &Lower<'_>, vec8: bool) -> Variant {
-        let tiled = Variant::Tiled { vec8 };
+        let (tiled, lanes) = (Variant::Tiled { vec8 }, Variant::Lanes { vec8 });
         match () {
             () if cx.reference() => Variant::Reference,
+            () if self.fits_lanes(cx, lanes) => lanes,
             () if cx.software() || self.trips(tiled) as u64 > MAX_TRIPS => Variant::Tile { vec8 },
             () => tiled,
         }
+    }
+
+    fn fits_lanes(&self, cx: &Lower<'_>, lanes: Variant) -> bool {
+        cx.eight_lanes()
+            && self.weight.rows() >= LANES_COLUMNS
+            && self.trips(lanes) as u64 <= MAX_TRIPS
     }
 
     /// Loop iterations of one invocation.
@@ -235,6 +245,7 @@ impl Conv2d {
         match variant {
             Variant::Reference => taps * (1 + self.weight.channels()),
             Variant::Tile { .. } => taps * (1 + blocks) + EPILOGUE_TRIPS,
+            Variant::Lanes { .. } => taps * (1 + lanes_trips(blocks)),
             Variant::Tiled { .. } => taps * (1 + blocks.div_ceil(2) * 9) + EPILOGUE_TRIPS,
         }
     }
@@ -313,6 +324,10 @@ enum Variant {
     Tile {
         vec8: bool,
     },
+    /// A tile of 16 pixels by 64 channels in the registers of eight lanes.
+    Lanes {
+        vec8: bool,
+    },
     /// 64 pixels by 64 channels in a workgroup that shares what it has fetched.
     Tiled {
         vec8: bool,
@@ -323,12 +338,13 @@ enum Variant {
 const WORKGROUP: u32 = 64;
 
 impl Variant {
-    /// Width of the square of pixels by channels that one item computes, and items of a workgroup.
-    fn shape(self) -> (usize, usize) {
+    /// Pixels and channels that one item computes, and items of a workgroup.
+    fn shape(self) -> ((usize, usize), usize) {
         match self {
-            Variant::Reference => (1, WORKGROUP as usize),
-            Variant::Tile { .. } => (8, WORKGROUP as usize),
-            Variant::Tiled { .. } => (64, 1),
+            Variant::Reference => ((1, 1), WORKGROUP as usize),
+            Variant::Tile { .. } => ((8, 8), WORKGROUP as usize),
+            Variant::Lanes { .. } => ((16, 64), 1),
+            Variant::Tiled { .. } => ((64, 64), 1),
         }
     }
 }
@@ -347,6 +363,7 @@ fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
     let (spec, vec8) = match variant {
         Variant::Reference => (Spec::new(REFERENCE), false),
         Variant::Tile { vec8 } => (Spec::new(TILE).part(GATHER), vec8),
+        Variant::Lanes { vec8 } => (Spec::new(LANES).part(GATHER), vec8),
         Variant::Tiled { vec8 } => (Spec::new(TILED).part(TILE64).part(GATHER), vec8),
     };
     let spec = match (form.two, vec8) {
@@ -373,7 +390,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let int4 = Format::Q4 { group: 64, cubic: 0.01, offset: Offset::None };
     let mut specs = Vec::new();
     for x in ACTS {
-        let tiles = [true, false].map(|vec8| [Variant::Tile { vec8 }, Variant::Tiled { vec8 }]);
+        let tiles = [true, false]
+            .map(|vec8| [Variant::Tile { vec8 }, Variant::Lanes { vec8 }, Variant::Tiled { vec8 }]);
         for variant in [Variant::Reference].into_iter().chain(tiles.into_iter().flatten()) {
             specs.extend(formats().into_iter().map(|f| weight_part(spec(variant, x, x, one), f)));
             for form in [Form { two: true, ..one }, Form { table: Some(x), ..one }] {

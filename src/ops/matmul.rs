@@ -11,6 +11,7 @@ use crate::graph::{Chunk, Dispatch, Lower, MAX_TRIPS, Op, Var, Vector, Weight, w
 use crate::{Result, params, source};
 
 const TILE: Source = source!("matmul.wgsl");
+const LANES: Source = source!("matmul_lanes.wgsl");
 const TILED: Source = source!("matmul_tiled.wgsl");
 /// The workgroup's part of a tiled product, here and in conv2d.
 pub(super) const TILE64: Source = source!("parts/tile64.wgsl");
@@ -113,7 +114,7 @@ impl Op for Matmul {
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let x = cx.input(0)?;
         let (m, k) = (x.shape.rows(), x.shape.last());
-        let variant = variant(cx, m, k);
+        let variant = variant(cx, m, k, self.weight.rows());
         for chunk in self.weight.chunks() {
             let step = rows_per_dispatch(cx, 2 * chunk.rows * k);
             for m0 in (0..m).step_by(step) {
@@ -180,6 +181,10 @@ impl Matmul {
             Variant::Tile { .. } => dispatch
                 .linear(n.div_ceil(8) * m.div_ceil(8), TILE_WG as usize)
                 .trips(blocks + EPILOGUE_TRIPS),
+            Variant::Lanes { tall, .. } => {
+                let rows = if tall { 16 } else { 8 };
+                dispatch.linear(n.div_ceil(64) * m.div_ceil(rows), 1).trips(lanes_trips(blocks))
+            }
             Variant::Tiled { .. } => {
                 dispatch.groups(n.div_ceil(64), m.div_ceil(64), 1).trips(tiled_trips(blocks))
             }
@@ -203,6 +208,11 @@ enum Variant {
     Tile {
         vec8: bool,
     },
+    /// A tile of 16 rows, or 8, by 64 columns in the registers of eight lanes.
+    Lanes {
+        tall: bool,
+        vec8: bool,
+    },
     /// 64 rows by 64 columns in a workgroup that shares what it has fetched.
     Tiled {
         vec8: bool,
@@ -212,11 +222,19 @@ enum Variant {
 /// Software adapters run one workgroup on one thread with eight lanes: neighbours along n share x.
 const TILE_WG: u32 = 8;
 
+/// Columns from which a tile of [`Variant::Lanes`] has fewer idle lanes than it saves loads.
+pub(super) const LANES_COLUMNS: usize = 17;
+
+/// Loop iterations of one lane: a group of weights has at least two blocks, then 16 rows of 8 columns are stored.
+pub(super) fn lanes_trips(blocks: usize) -> usize {
+    blocks + blocks.div_ceil(2) + 144
+}
+
 fn tiled_trips(blocks: usize) -> usize {
     blocks.div_ceil(2) * 9 + EPILOGUE_TRIPS
 }
 
-fn variant(cx: &Lower<'_>, m: usize, k: usize) -> Variant {
+fn variant(cx: &Lower<'_>, m: usize, k: usize, n: usize) -> Variant {
     let (blocks, vec8) = (k.div_ceil(8), k.is_multiple_of(8));
     if cx.reference() {
         return Variant::Reference;
@@ -224,6 +242,9 @@ fn variant(cx: &Lower<'_>, m: usize, k: usize) -> Variant {
     if m <= VEC_ROWS {
         let lanes = if cx.software() { 1 } else { 32.min(blocks.next_power_of_two() as u32) };
         return Variant::Vec { lanes, vec8 };
+    }
+    if cx.eight_lanes() && n >= LANES_COLUMNS && lanes_trips(blocks) as u64 <= MAX_TRIPS {
+        return Variant::Lanes { tall: m > 8, vec8 };
     }
     if cx.software() || tiled_trips(blocks) as u64 > MAX_TRIPS {
         return Variant::Tile { vec8 };
@@ -256,6 +277,7 @@ fn spec(variant: Variant, form: Form) -> Spec {
             load(spec.part(if lanes == 1 { REDUCE_ONE } else { REDUCE_WORKGROUP }), vec8)
         }
         Variant::Tile { vec8 } => load(Spec::new(TILE).u32("WG_X", TILE_WG), vec8),
+        Variant::Lanes { tall, vec8 } => load(Spec::new(LANES).flag("TALL", tall), vec8),
         Variant::Tiled { vec8 } => load(Spec::new(TILED).part(TILE64), vec8),
     };
     spec.part(ACTIVATION)
@@ -279,6 +301,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
                     Variant::Vec { lanes: 1, vec8 },
                     Variant::Vec { lanes: 32, vec8 },
                     Variant::Tile { vec8 },
+                    Variant::Lanes { tall: true, vec8 },
+                    Variant::Lanes { tall: false, vec8 },
                     Variant::Tiled { vec8 },
                 ] {
                     specs.push(weight_part(spec(variant, form), format));

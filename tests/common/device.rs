@@ -8,11 +8,22 @@ use inknib::gpu::{Gpu, GpuOptions, Without};
 /// `INKNIB_WITHOUT` (f16, subgroups, timestamps, limits, all). None, said once, if there is no adapter.
 pub fn gpu() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    let open = || {
-        let without = Without::parse(&std::env::var("INKNIB_WITHOUT").unwrap_or_default()).unwrap();
-        let device = std::env::var("INKNIB_TEST_DEVICE").ok();
-        let gpu = Gpu::open(&GpuOptions { device, without, ..Default::default() });
-        gpu.inspect_err(|error| println!("skipped: {error}")).ok()
-    };
-    GPU.get_or_init(open).as_ref()
+    GPU.get_or_init(|| open(without())).as_ref()
+}
+
+/// The same without subgroups, for the kernels that an adapter without them runs.
+#[allow(dead_code)] // not every test has such kernels
+pub fn gpu_without_subgroups() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| open(Without { subgroups: true, ..without() })).as_ref()
+}
+
+fn without() -> Without {
+    Without::parse(&std::env::var("INKNIB_WITHOUT").unwrap_or_default()).unwrap()
+}
+
+fn open(without: Without) -> Option<Gpu> {
+    let device = std::env::var("INKNIB_TEST_DEVICE").ok();
+    let gpu = Gpu::open(&GpuOptions { device, without, ..Default::default() });
+    gpu.inspect_err(|error| println!("skipped: {error}")).ok()
 }

@@ -1,6 +1,7 @@
 //! What the op tests share: one device, a way to evaluate a recorded expression, random data, error norms.
 
 pub use crate::device::gpu;
+use crate::device::gpu_without_subgroups;
 use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Var};
 use inknib::quant::{Layout, Offset, Packed};
@@ -11,6 +12,18 @@ pub fn acts(gpu: &Gpu) -> Vec<Elem> {
 }
 
 pub const BOTH: [Kernels; 2] = [Kernels::Reference, Kernels::Fast];
+
+/// Every form of a kernel that this adapter can run: the device with all kernels and types of activations, and
+/// the fast ones in f32 again as an adapter without subgroups gets them.
+pub fn every_form() -> Vec<(&'static Gpu, &'static [Kernels], Vec<Elem>)> {
+    const ALL: [Kernels; 3] = [Kernels::Reference, Kernels::Fast, Kernels::Hardware];
+    let Some(gpu) = gpu() else { return Vec::new() };
+    let mut forms = vec![(gpu, &ALL[..], acts(gpu))];
+    if gpu.caps().subgroups {
+        forms.extend(gpu_without_subgroups().map(|gpu| (gpu, &ALL[1..2], vec![Elem::F32])));
+    }
+    forms
+}
 
 /// Records an expression, runs it twice over poisoned memory, checks that both runs agree bit for bit, and
 /// returns its value.

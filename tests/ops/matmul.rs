@@ -1,4 +1,4 @@
-use inknib::gpu::Elem;
+use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Kernels, Vector, Weight};
 use inknib::ops::matmul::{linear, oracle};
 use inknib::ops::pointwise::{Act, activate};
@@ -23,18 +23,30 @@ fn check(m: usize, n: usize, k: usize, spec: &str, seed: u64, window: Option<u64
 }
 
 fn check_packed(m: usize, spec: &str, packed: &Packed, seed: u64, window: Option<u64>) {
-    let Some(gpu) = gpu() else { return };
+    for (gpu, kernels, acts) in every_form() {
+        check_on(gpu, (kernels, &acts), (m, spec), packed, seed, window);
+    }
+}
+
+fn check_on(
+    gpu: &Gpu,
+    (kernels, acts): (&[Kernels], &[Elem]),
+    (m, spec): (usize, &str),
+    packed: &Packed,
+    seed: u64,
+    window: Option<u64>,
+) {
     let (n, k) = (packed.layout.rows, packed.layout.channels);
     let decoded = packed.decode();
     let weight = Weight::upload_windowed(gpu, "w", packed, window.unwrap_or(1 << 27)).unwrap();
     let bias = randn(seed + 1, n);
     let vector = Vector::upload(gpu, "bias", &bias).unwrap();
-    for act in acts(gpu) {
+    for &act in acts {
         let x = stored(act, &randn(seed + 2, m * k));
         let r = stored(act, &randn(seed + 3, m * n));
         let plain = oracle(&x, &decoded, None, None, Act::None, k);
         let full = oracle(&x, &decoded, Some(&bias), Some(&r), Act::QuickGelu, k);
-        for kernels in [Kernels::Reference, Kernels::Fast, Kernels::Hardware] {
+        for &kernels in kernels {
             let y =
                 eval(gpu, kernels, act, |g| linear(g.literal([m, k], x.clone()), &weight, None));
             let e = nmse(&y, &plain);
@@ -55,7 +67,9 @@ fn check_packed(m: usize, spec: &str, packed: &Packed, seed: u64, window: Option
 #[test]
 fn every_format_at_odd_shapes() {
     for (i, spec) in SPECS.iter().enumerate() {
-        for (m, n, k) in [(1, 33, 172), (3, 8, 64), (5, 17, 9), (13, 40, 200), (64, 64, 128)] {
+        for (m, n, k) in
+            [(1, 33, 172), (3, 8, 64), (5, 17, 9), (13, 40, 200), (64, 64, 128), (33, 130, 72)]
+        {
             check(m, n, k, spec, 10 + i as u64, None);
         }
     }
