@@ -102,6 +102,28 @@ fn perplexity_prints_what_scripts_read() {
     assert!(code == 2 && error.contains("UTF-8") && error.contains("byte 1"), "{code}: {error}");
 }
 
+/// The VAE alone, in a budget that holds it in tiles only.
+#[test]
+fn a_large_picture_is_decoded_in_tiles() {
+    let mut command = Command::cargo_bin("inknib").unwrap();
+    let model = format!("{ROOT}/models/demo-scenes");
+    let args = ["bench", "--decode", "256", "--vram-budget", "40M", "-r", "1", "--json", "-m"];
+    let output = command.args(args).arg(&model).output().unwrap();
+    if skipped(output.status.code().unwrap()) {
+        return;
+    }
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{error}");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = answer["models"].as_array().unwrap();
+    assert_eq!(rows.len(), 1, "{answer}");
+    let row = &rows[0];
+    assert_eq!(row["test"], "vae 256x256");
+    let tile = row["tile"].as_u64().unwrap();
+    assert!(tile < 256 && tile.is_multiple_of(32), "{row}");
+    assert!(row["memory"]["peak"].as_u64().unwrap() <= 40 << 20, "{row}");
+}
+
 #[test]
 fn an_image_model_is_measured_step_by_step() {
     let mut command = Command::cargo_bin("inknib").unwrap();
@@ -130,6 +152,9 @@ fn an_image_model_is_measured_step_by_step() {
         let memory = |name: &str| row["memory"][name].as_u64().unwrap();
         assert!(memory("peak") >= memory("weights") + memory("activations"), "{row}");
     }
+    // The process has read at least the weights of both formats.
+    #[cfg(target_os = "linux")]
+    assert!(rows.iter().all(|row| row["memory"]["host_peak"].as_u64().unwrap() > 10 << 20));
     // Guidance doubles everything that is computed.
     assert_eq!(2.0 * number(&rows[0], "gflop"), number(&rows[1], "gflop"));
     let resident = |row: &Value| row["weights"]["resident_bytes"].as_f64().unwrap();

@@ -20,7 +20,8 @@ Examples:
   inknib bench -m models/demo-chat -p 128 -n 64
   inknib bench -m tinyllama/ -p 512 -n 64 -d 0,4096
   inknib bench -m tinyllama/ --weights fp16 -r 5 --json
-  inknib bench -m stable-diffusion-v1-5/ --size 256,512 --weights int4,int8,fp16";
+  inknib bench -m stable-diffusion-v1-5/ --size 256,512 --weights int4,int8,fp16
+  inknib bench -m stable-diffusion-v1-5/ --decode 1024 --vram-budget 2G";
 
 /// Flags of `inknib bench`.
 #[derive(clap::Args, Debug)]
@@ -41,6 +42,10 @@ pub struct Args {
     /// Sides of square pictures, several with commas [default: what the model was trained at]
     #[arg(long, value_name = "PIXELS", value_delimiter = ',')]
     pub size: Option<Vec<usize>>,
+    /// Sides of square pictures of which the VAE's decoding alone is measured, several with commas; in tiles
+    /// where --vram-budget asks for them
+    #[arg(long, value_name = "PIXELS", value_delimiter = ',')]
+    pub decode: Option<Vec<usize>>,
     /// Pictures in one UNet step, several with commas; guidance takes two
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
     pub batch: Vec<usize>,

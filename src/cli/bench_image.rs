@@ -9,7 +9,7 @@ use super::json;
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::probe::bench_image::{
-    ImageMeasured, ImageNets, ImageTest, What, gemm_ceiling, measure_image,
+    ImageBench, ImageMeasured, ImageNets, ImageTest, What, gemm_ceiling, host_peak_bytes,
 };
 use crate::weights::ImageModel;
 use crate::{Error, Result};
@@ -25,6 +25,8 @@ struct Outcome {
     /// GFLOP/s of the fastest matrix product.
     ceiling: f64,
     peak: u64,
+    /// Of the process, all formats together.
+    host_peak: Option<u64>,
     compiled: (usize, f64),
     rows: Vec<ImageMeasured>,
 }
@@ -71,24 +73,32 @@ fn measure(
     let spinner = ui.bar("load", 0);
     let nets = ImageNets::load(gpu, model, weights, &|tensor| spinner.say(tensor.path.clone()))?;
     drop(spinner);
-    let sizes = args.size.clone().unwrap_or_else(|| vec![nets.usual_size()]);
+    let decode = args.decode.clone().unwrap_or_default();
+    let usual = || if decode.is_empty() { vec![nets.usual_size()] } else { Vec::new() };
+    let sizes = args.size.clone().unwrap_or_else(usual);
     let test = |what, side: usize, batch| ImageTest { what, width: side, height: side, batch };
     let mut tests = Vec::new();
     for &side in &sizes {
         tests.extend(args.batch.iter().map(|batch| test(What::Unet, side, *batch)));
         tests.extend((!args.no_vae).then(|| test(What::Vae, side, 1)));
     }
+    tests.extend(decode.iter().map(|side| test(What::Vae, *side, 1)));
     // Before anything that takes long.
     tests.iter().try_for_each(|test| nets.check(*test))?;
     let act = args.model.act(gpu)?;
     let ceiling = gemm_ceiling(gpu, options)?;
+    let repetitions = args.repetitions as usize;
+    let bench = ImageBench { gpu, nets: &nets, ceiling, act, options, repetitions };
     let bar = ui.bar("bench", tests.len() as u64);
     let mut rows = Vec::new();
     for (done, test) in tests.iter().enumerate() {
         bar.at(done as u64);
         bar.say(format!("{} {weights}", test.name()));
-        let repetitions = args.repetitions as usize;
-        rows.push(measure_image(gpu, &nets, *test, ceiling, act, options, repetitions)?);
+        rows.push(bench.measure(*test, &mut |tile, tiles| {
+            if tiles > 1 {
+                bar.say(format!("{} {weights}, tile {tile} of {tiles}", test.name()));
+            }
+        })?);
     }
     drop(bar);
     let parts = &nets.parts;
@@ -102,6 +112,7 @@ fn measure(
         parts: parts.iter().map(|part| json!(part)).collect(),
         ceiling,
         peak: gpu.ledger().peak(),
+        host_peak: host_peak_bytes(),
         compiled: gpu.compile_cost(),
         rows,
     })
@@ -118,6 +129,7 @@ fn describe(name: &str, outcome: &Outcome) -> Vec<Value> {
                 "weights": outcome.resident,
                 "activations": row.activations,
                 "peak": outcome.peak,
+                "host_peak": outcome.host_peak,
             },
             "gemm_gflop_s": json::round(outcome.ceiling, 2),
             "load_seconds": json::round(outcome.load_seconds, 3),
@@ -136,7 +148,10 @@ fn show(gpu: &Gpu, outcome: &Outcome, ui: &Ui) -> Result<()> {
     for row in &outcome.rows {
         out.add_row([
             outcome.weights.clone(),
-            row.test.clone(),
+            match row.tile {
+                Some(tile) => format!("{} in tiles of {tile}", row.test),
+                None => row.test.clone(),
+            },
             format!("{:.3} ± {:.3}", row.seconds_per_step, row.stddev),
             format!("{:.1}", row.gflop),
             format!("{:.1}", row.gflop_s),
@@ -152,11 +167,13 @@ fn show(gpu: &Gpu, outcome: &Outcome, ui: &Ui) -> Result<()> {
         outcome.ceiling
     ))?;
     ui.line(&format!(
-        "UNet {} ({:.2} bits each), all weights {}, peak {}; load {:.1} s, {} kernels compiled in {:.1} s",
+        "UNet {} ({:.2} bits each), all weights {}, peak {} on the GPU{}; load {:.1} s, {} kernels \
+         compiled in {:.1} s",
         gpu::mib(outcome.unet_resident),
         outcome.unet_bits,
         gpu::mib(outcome.resident),
         gpu::mib(outcome.peak),
+        outcome.host_peak.map_or(String::new(), |b| format!(", {} on the host", gpu::mib(b))),
         outcome.load_seconds,
         outcome.compiled.0,
         outcome.compiled.1

@@ -11,11 +11,11 @@ use crate::diffusion::autoencoder::Autoencoder;
 use crate::diffusion::image::Image;
 use crate::diffusion::measure;
 use crate::diffusion::memory::MemoryPlan;
-use crate::diffusion::preview::{PreviewKind, Previewer};
+use crate::diffusion::preview::{PreviewKind, Previewer, Projection};
 use crate::diffusion::prompt::PromptSyntax;
 use crate::diffusion::rng::RngKind;
 use crate::diffusion::schedule::{PredictionType, SigmaSpacing};
-use crate::diffusion::text_to_image::{LoadOptions, Picture, Request, TextToImage};
+use crate::diffusion::text_to_image::{LoadOptions, Picture, Previews, Request, TextToImage};
 use crate::gpu::Gpu;
 use crate::graph::{Launch, PlanOptions};
 use crate::nn::Loader;
@@ -262,6 +262,7 @@ pub struct Painter<'a> {
     inputs: &'a Inputs,
     memory: MemoryPlan,
     load_seconds: f64,
+    projection: Option<Projection>,
     tiny: Option<Autoencoder>,
 }
 
@@ -278,15 +279,21 @@ impl<'a> Painter<'a> {
             ui.note(&memory.to_string());
         }
         options.memory = Some(memory);
-        let tiny = match &inputs.tiny {
-            Some(path) => Some(load_tiny(gpu, path)?),
-            None => None,
+        let previews = options.previews.clone();
+        let plan = options.plan.clone();
+        let tiny = match &previews {
+            Some(Previews::Tiny(path)) => Some(load_tiny(gpu, path)?),
+            _ => None,
         };
         let bar = ui.bar("loading", 0);
         let net = TextToImage::open(gpu, inputs.model.clone(), options, &|t| bar.say(&t.path))?;
         drop(bar);
+        let projection = match &previews {
+            Some(Previews::Projection) => Some(Projection::of(net.vae(), gpu, &plan)?),
+            _ => None,
+        };
         let load_seconds = start.elapsed().as_secs_f64();
-        Ok(Painter { gpu, net, inputs, memory, load_seconds, tiny })
+        Ok(Painter { gpu, net, inputs, memory, load_seconds, projection, tiny })
     }
 
     /// Paints one request, with progress and previews.
@@ -302,13 +309,12 @@ impl<'a> Painter<'a> {
         };
         let bar = ui.bar(&label, request.steps as u64);
         let watch = &self.inputs.watch;
-        let previewer = match (watch.preview, &self.tiny) {
-            (None, _) => None,
-            (Some(PreviewKind::Proj), _) => Some(Previewer::proj(self.net.vae())),
-            (Some(PreviewKind::Tae), Some(tiny)) => Some(Previewer::tae(tiny)),
-            (Some(PreviewKind::Tae), None) => {
-                return Err(Error::Usage("--preview tae needs --taesd PATH".into()));
-            }
+        let tile = self.memory.vae_tile;
+        let previewer = match (watch.preview, &self.projection, &self.tiny) {
+            (None, ..) => None,
+            (Some(_), Some(projection), _) => Some(Previewer::proj(projection)),
+            (Some(_), None, Some(tiny)) => Some(Previewer::tae(tiny, tile)),
+            (Some(_), None, None) => Some(Previewer::tae(self.net.vae(), tile)),
         };
         let (start, mut last) = (Instant::now(), 0);
         let mut picture = self.net.generate(request, &mut |progress| {

@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use super::common::{ActivationChoice, KernelChoice, ModelArgs};
 use super::generate::{Args, WatchArgs, assemble, model_path};
+use crate::diffusion::autoencoder::Autoencoder;
 use crate::diffusion::embedding::Embedding;
 use crate::diffusion::image::{INKNIB_CHUNK, Image, PARAMETERS_CHUNK, chunk, read_png};
 use crate::diffusion::image_input::Mask;
+use crate::diffusion::preview::PreviewKind;
 use crate::diffusion::prompt::Prompt;
 use crate::diffusion::record::{
     ControlNet as ControlRecord, InitImage, Lora as LoraRecord, Record, Source, fingerprint,
 };
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::settings::Settings;
-use crate::diffusion::text_to_image::{Control, LoadOptions, Passes, Request, Start};
+use crate::diffusion::text_to_image::{Control, LoadOptions, Passes, Previews, Request, Start};
 use crate::quant::AUTO;
 use crate::weights::ImageModel;
 use crate::weights::lora::{Adapters, Lora, Strength};
@@ -29,7 +31,6 @@ pub struct Inputs {
     pub options: LoadOptions,
     pub kernels: KernelChoice,
     pub activations: ActivationChoice,
-    pub tiny: Option<PathBuf>,
     pub watch: WatchArgs,
     /// Files that went in, for records.
     pub init_image: Option<InitImage>,
@@ -77,7 +78,6 @@ impl Inputs {
                 .to_string(),
             kernels: args.model.kernels,
             activations: args.model.activations,
-            tiny: args.parts.taesd.clone(),
             watch: args.watch.clone(),
             init_image: None,
             mask: None,
@@ -94,6 +94,7 @@ impl Inputs {
             only: batch.map(|batch| batch.index),
         };
         inputs.repeat(args, from_ref)?;
+        inputs.previews(args)?;
         inputs.pictures(args, from_ref, &mut request)?;
         inputs.read_embeddings(args, from_ref)?;
         inputs.read_loras(args, from_ref, &request)?;
@@ -113,7 +114,6 @@ impl Inputs {
             options: LoadOptions { weights, ..LoadOptions::default() },
             kernels: model.kernels,
             activations: model.activations,
-            tiny: None,
             watch: WatchArgs::default(),
             init_image: None,
             mask: None,
@@ -151,6 +151,26 @@ impl Inputs {
         if record.split_guidance {
             self.options.passes = Some(Passes::Apart);
         }
+        Ok(())
+    }
+
+    /// What makes the previews.
+    fn previews(&mut self, args: &Args) -> Result<()> {
+        self.options.previews = match (args.watch.preview, &args.parts.taesd) {
+            (None, _) => None,
+            (Some(PreviewKind::Proj), _) => Some(Previews::Projection),
+            // Then it is the VAE as well, unless another one is.
+            (Some(PreviewKind::Tae), Some(tiny)) => Some(match &self.vae {
+                Some(vae) if Path::new(&vae.path) != tiny => Previews::Tiny(tiny.clone()),
+                _ => Previews::Own,
+            }),
+            (Some(PreviewKind::Tae), None) if Autoencoder::is_tiny(&self.model)? => {
+                Some(Previews::Own)
+            }
+            (Some(PreviewKind::Tae), None) => {
+                return Err(Error::Usage("--preview tae needs --taesd PATH".into()));
+            }
+        };
         Ok(())
     }
 

@@ -92,6 +92,10 @@ impl Autoencoder {
             Decoder::Tiny(_, config) => config.latent_channels,
         }
     }
+    /// Whether the VAE of a model on disk is an AutoencoderTiny.
+    pub fn is_tiny(model: &ImageModel) -> Result<bool> {
+        Ok(is_tiny(&model.config(Part::Vae)?.0))
+    }
     /// The configuration of an AutoencoderKL.
     pub fn kl(&self) -> Option<&VaeConfig> {
         match &self.decoder {
@@ -124,6 +128,16 @@ impl Autoencoder {
     pub fn footprint(&self, gpu: &Gpu, plan: &PlanOptions, shape: [usize; 4]) -> Result<Footprint> {
         self.coder(gpu, plan).footprint(shape)
     }
+    /// As [`Autoencoder::footprint`], in tiles of `side` latents.
+    pub fn tiled_footprint(
+        &self,
+        gpu: &Gpu,
+        plan: &PlanOptions,
+        shape: [usize; 4],
+        side: usize,
+    ) -> Result<Footprint> {
+        self.coder(gpu, plan).tiled_footprint(shape, side)
+    }
     /// The side of tiles for latents of this shape; see [`Coder::tile_side`].
     pub fn tile_side(
         &self,
@@ -145,9 +159,20 @@ impl Autoencoder {
         shape: [usize; 4],
         tile: Option<usize>,
     ) -> Result<Decoded> {
-        let [n, h, w, c] = shape;
-        let bytes = gpu.read(latent, 0, (n * h * w * c * 4) as u64)?;
-        let values = self.unscaled(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
+        let bytes = gpu.read(latent, 0, shape.iter().product::<usize>() as u64 * 4)?;
+        self.decode_values(gpu, plan, &bytemuck::pod_collect_to_vec::<u8, f32>(&bytes), shape, tile)
+    }
+
+    /// As [`Autoencoder::decode`], for latents of the host.
+    pub fn decode_values(
+        &self,
+        gpu: &Gpu,
+        plan: &PlanOptions,
+        latents: &[f32],
+        [_, h, w, c]: [usize; 4],
+        tile: Option<usize>,
+    ) -> Result<Decoded> {
+        let values = self.unscaled(latents);
         let mut decoded = Decoded { images: Vec::new(), not_finite: 0 };
         for item in values.chunks_exact((h * w * c).max(1)) {
             let x = Pixels { shape: [1, h, w, c], values: item.to_vec() };
@@ -196,20 +221,33 @@ impl PictureEncoder {
         tile: Option<usize>,
     ) -> Result<Vec<f32>> {
         let x = Pixels { shape: [1, height, width, 3], values: image.to_vec() };
-        let run = |net: &dyn Half| {
-            let mut coder = Coder::encoder(gpu, self.scale, net);
-            coder.plan = plan.clone();
-            coder.run(&x, tile, &mut |_, _| ())
+        let y = self.coder(gpu, plan).run(&x, tile, &mut |_, _| ())?;
+        let Encoder::Kl(_, config) = &self.encoder else { return Ok(y.values.repeat(n)) };
+        let [_, h, w, c2] = y.shape;
+        let posterior = Posterior::new([n, h, w, c2], &y.values.repeat(n))?;
+        let noise = rng.randn_nhwc(n, h, w, c2 / 2);
+        Ok(config.scaled(&posterior.sample(&noise)?))
+    }
+
+    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Coder<'a> {
+        let net: &dyn Half = match &self.encoder {
+            Encoder::Kl(encoder, _) => encoder.as_ref(),
+            Encoder::Tiny(encoder) => encoder,
         };
-        match &self.encoder {
-            Encoder::Tiny(encoder) => Ok(run(encoder)?.values.repeat(n)),
-            Encoder::Kl(encoder, config) => {
-                let moments = run(encoder.as_ref())?;
-                let [_, h, w, c2] = moments.shape;
-                let posterior = Posterior::new([n, h, w, c2], &moments.values.repeat(n))?;
-                let noise = rng.randn_nhwc(n, h, w, c2 / 2);
-                Ok(config.scaled(&posterior.sample(&noise)?))
-            }
-        }
+        let mut coder = Coder::encoder(gpu, self.scale, net);
+        coder.plan = plan.clone();
+        coder
+    }
+
+    /// Memory that a picture takes, besides weights; in tiles of `tile` latents where that is given.
+    pub fn footprint(
+        &self,
+        gpu: &Gpu,
+        plan: &PlanOptions,
+        [height, width]: [usize; 2],
+        tile: Option<usize>,
+    ) -> Result<Footprint> {
+        let (coder, shape) = (self.coder(gpu, plan), [1, height, width, 3]);
+        tile.map_or_else(|| coder.footprint(shape), |side| coder.tiled_footprint(shape, side))
     }
 }

@@ -1,15 +1,12 @@
-//! What a run is conditioned on, computed once: prompts → text encoders → keys and values of every cross
-//! attention; timesteps, pooled text and sizes → a table per resnet.
+//! Prompts → text encoders → what a UNet is conditioned on.
 
 use super::chunks::{Chunks, emphasize};
 use super::embedding::{Embedding, Placeholders, table_rows};
 use super::prompt::{Prompt, PromptSyntax};
 use super::request::Request;
-use super::sampler::StepCoefficients;
-use crate::gpu::{Buffer, Elem, Gpu};
-use crate::graph::{Graph, Plan, PlanOptions, Shape, Var};
+use crate::gpu::{Elem, Gpu};
+use crate::graph::{Graph, Plan, PlanOptions};
 use crate::nets::clip::{ClipText, ClipTextConfig};
-use crate::nets::unet::{TimeConditions, UnetConfig, UnetContext, UnetTime, guidance_embedding};
 use crate::nn::Loader;
 use crate::text::tokenizer::ClipTokenizer;
 use crate::weights::{ImageFamily, ImageModel, Part};
@@ -21,41 +18,20 @@ pub(super) struct TextEncoder {
     placeholders: Placeholders,
     net: ClipText,
     config: ClipTextConfig,
+    /// Bytes of the vectors of embeddings.
+    added: u64,
 }
 
 /// The prompts as the UNet takes them: without guidance one, else without the prompt, then with it.
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     /// `[items, tokens, channels]`
-    values: Vec<f32>,
+    pub values: Vec<f32>,
     /// `[items, n]`, of models that take pooled text.
-    pooled: Vec<f32>,
+    pub pooled: Vec<f32>,
     pub items: usize,
-    tokens: usize,
+    pub tokens: usize,
 }
-
-/// A value that one plan leaves for another.
-#[derive(Clone, Debug)]
-pub(super) struct Stored {
-    buffer: Buffer,
-    shape: Shape,
-}
-
-impl Stored {
-    pub fn new(buffer: Buffer, shape: impl Into<Shape>) -> Stored {
-        Stored { buffer, shape: shape.into() }
-    }
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        self.shape.len()
-    }
-    pub fn var<'g>(&self, graph: &'g Graph, elem: Elem) -> Var<'g> {
-        graph.external(&self.buffer, self.shape, elem)
-    }
-}
-
-/// Keys and values of every cross attention.
-pub(super) type KeysValues = Vec<[Stored; 2]>;
 
 impl TextEncoder {
     /// Loads the encoder of a model, with the vectors of embeddings behind its table of tokens.
@@ -73,13 +49,13 @@ impl TextEncoder {
         let extra = table_rows(embeddings, index, config.hidden_size)?;
         let mut net = ClipText::load(ld, &config)?;
         net.set_added_tokens(ld.gpu(), extra.as_ref())?;
-        Ok(TextEncoder { tokenizer, placeholders, net, config })
+        let added = extra.map_or(0, |rows| rows.shape.iter().product::<usize>() as u64 * 4);
+        Ok(TextEncoder { tokenizer, placeholders, net, config, added })
     }
 
-    /// Tokens of the longest of these prompts, whole windows.
-    pub fn tokens(&self, prompts: &[Prompt]) -> Result<usize> {
-        let chunks = self.chunks(prompts, &mut Vec::new())?;
-        Ok(chunks.iter().map(|c| c.windows() * c.length()).max().unwrap_or(0))
+    /// Bytes of the vectors of textual inversion.
+    pub fn added_bytes(&self) -> u64 {
+        self.added
     }
 
     fn chunks(&self, prompts: &[Prompt], warnings: &mut Vec<String>) -> Result<Vec<Chunks>> {
@@ -105,6 +81,14 @@ struct Encoded {
     pooled: Vec<f32>,
 }
 
+/// What a recorded encoder gives.
+struct Asked {
+    channels: usize,
+    /// The negative prompt's state is another.
+    negative: bool,
+    pools: bool,
+}
+
 /// Runs text encoders.
 pub(super) struct Encode<'a> {
     pub gpu: &'a Gpu,
@@ -123,9 +107,7 @@ impl Encode<'_> {
         guided: bool,
         warnings: &mut Vec<String>,
     ) -> Result<Context> {
-        let texts = [&request.negative, &request.prompt].into_iter().skip(usize::from(!guided));
-        let prompts = texts.map(|text| Prompt::parse(text, request.syntax));
-        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        let prompts = prompts(request, guided)?;
         let items = prompts.len();
         prompts.iter().for_each(|prompt| warnings.extend(prompt.warnings.iter().cloned()));
         let encoded = encoders
@@ -174,21 +156,8 @@ impl Encode<'_> {
         let (windows, length) = (chunks[0].windows(), chunks[0].length());
         let all = prompts.len() * windows;
         let graph = Graph::new(self.act);
-        let states = encoder.net.states(graph.input("ids", [all, length], Elem::U32));
-        let xl = matches!(self.family, ImageFamily::Sdxl | ImageFamily::SdxlRefiner);
-        let state = |skip| if xl { states.hidden(1 + skip) } else { states.skipped(skip) };
-        let hidden = state(request.clip_skip);
-        graph.output("hidden", hidden);
-        // diffusers skips no layers for the negative prompt; AUTOMATIC1111 skips them for both.
-        let plain = request.syntax == PromptSyntax::Plain && request.clip_skip > 0;
-        let negative = plain && prompts.len() == 2;
-        if negative {
-            graph.output("last", state(0));
-        }
-        let pools = xl && encoder.net.projects();
-        if pools {
-            graph.output("pooled", states.text_embeds(graph.input("rows", [all], Elem::U32)));
-        }
+        let Asked { channels, negative, pools } =
+            self.record(&graph, encoder, request, [prompts.len(), windows, length]);
         let plan = Plan::new(self.gpu, &graph, self.plan)?;
         let ids: Vec<u32> = chunks.iter().flat_map(|c| c.ids.iter().flatten().copied()).collect();
         plan.set_u32("ids", &ids)?;
@@ -197,7 +166,6 @@ impl Encode<'_> {
         }
         plan.run()?;
         let mut values = plan.read("hidden")?;
-        let channels = hidden.dim(2);
         let each = windows * length * channels;
         if negative {
             values[..each].copy_from_slice(&plan.read("last")?[..each]);
@@ -216,6 +184,58 @@ impl Encode<'_> {
         }
         Ok(Encoded { hidden: values, channels, tokens: windows * length, pooled })
     }
+
+    /// Records an encoder over `[prompts, windows, length]` tokens.
+    fn record(
+        &self,
+        graph: &Graph,
+        encoder: &TextEncoder,
+        request: &Request,
+        [prompts, windows, length]: [usize; 3],
+    ) -> Asked {
+        let all = prompts * windows;
+        let states = encoder.net.states(graph.input("ids", [all, length], Elem::U32));
+        let xl = matches!(self.family, ImageFamily::Sdxl | ImageFamily::SdxlRefiner);
+        let state = |skip| if xl { states.hidden(1 + skip) } else { states.skipped(skip) };
+        let hidden = state(request.clip_skip);
+        graph.output("hidden", hidden);
+        // diffusers skips no layers for the negative prompt; AUTOMATIC1111 skips them for both.
+        let plain = request.syntax == PromptSyntax::Plain && request.clip_skip > 0;
+        let negative = plain && prompts == 2;
+        if negative {
+            graph.output("last", state(0));
+        }
+        let pools = xl && encoder.net.projects();
+        if pools {
+            graph.output("pooled", states.text_embeds(graph.input("rows", [all], Elem::U32)));
+        }
+        Asked { channels: hidden.dim(2), negative, pools }
+    }
+
+    /// Bytes that an encoder of outlines takes for the prompts of a request besides its weights, and the
+    /// tokens that they become.
+    pub fn measure(
+        &self,
+        encoder: &TextEncoder,
+        request: &Request,
+        guided: bool,
+    ) -> Result<(u64, usize)> {
+        let prompts = prompts(request, guided)?;
+        let chunks = encoder.chunks(&prompts, &mut Vec::new())?;
+        let (windows, length) = (chunks[0].windows(), chunks[0].length());
+        let graph = Graph::new(self.act);
+        let shape = [prompts.len(), windows, length];
+        let asked = self.record(&graph, encoder, request, shape);
+        let read = (shape.iter().product::<usize>() * asked.channels) as u64 * self.act.bytes();
+        let footprint = Plan::footprint(self.gpu, &graph, self.plan)?;
+        Ok((footprint.bytes() + read, windows * length))
+    }
+}
+
+/// The prompts of a request; `guided`: the negative one first.
+fn prompts(request: &Request, guided: bool) -> Result<Vec<Prompt>> {
+    let texts = [&request.negative, &request.prompt].into_iter().skip(usize::from(!guided));
+    texts.map(|text| Prompt::parse(text, request.syntax)).collect()
 }
 
 /// diffusers' `force_zeros_for_empty_prompt`, which only SDXL's pipelines have; true unless the folder
@@ -225,114 +245,6 @@ fn zeroes_empty(model: &ImageModel) -> bool {
     let index = crate::weights::read_json::<serde_json::Value>(model.path(), "model_index.json");
     let said = index.ok().and_then(|i| i.get("force_zeros_for_empty_prompt")?.as_bool());
     xl && said.unwrap_or(true)
-}
-
-/// What SDXL is told of sizes besides the pooled text: the picture is a whole one of its own size. The
-/// refiner gets an aesthetic score, as diffusers has it.
-fn time_ids(family: ImageFamily, items: usize, [height, width]: [usize; 2]) -> Vec<f32> {
-    let (h, w) = (height as f32, width as f32);
-    let item = |i: usize| match family {
-        ImageFamily::SdxlRefiner if i + 1 < items => vec![h, w, 0.0, 0.0, 2.5],
-        ImageFamily::SdxlRefiner => vec![h, w, 0.0, 0.0, 6.0],
-        _ => vec![h, w, 0.0, 0.0, h, w],
-    };
-    (0..items).flat_map(item).collect()
-}
-
-/// Hoisted computations of a UNet (or of a ControlNet, which has the same).
-pub(super) struct Hoisted<'a> {
-    pub gpu: &'a Gpu,
-    pub act: Elem,
-    pub plan: &'a PlanOptions,
-    pub config: &'a UnetConfig,
-}
-
-impl Hoisted<'_> {
-    /// Keys and values for `copies` pictures of each of `items`, all of one item first.
-    pub fn keys_values(
-        &self,
-        net: &UnetContext,
-        context: &Context,
-        items: std::ops::Range<usize>,
-        copies: usize,
-    ) -> Result<KeysValues> {
-        let channels = self.config.cross_attention_dim;
-        let each = context.values.len() / context.items;
-        if each != context.tokens * channels {
-            return Err(Error::Model(format!(
-                "the text encoder gives {} channels, the UNet takes {channels} (`cross_attention_dim`); \
-                 they belong to different models",
-                each / context.tokens.max(1)
-            )));
-        }
-        let batch = items.len() * copies;
-        let graph = Graph::new(self.act);
-        let input = graph.input("context", [batch, context.tokens, channels], self.act);
-        let pairs = net.keys_values(input);
-        for (i, (k, v)) in pairs.iter().enumerate() {
-            graph.output(&format!("k{i}"), *k);
-            graph.output(&format!("v{i}"), *v);
-        }
-        let plan = Plan::new(self.gpu, &graph, self.plan)?;
-        let of = |item: usize| &context.values[item * each..][..each];
-        let values = items.flat_map(|item| (0..copies).flat_map(move |_| of(item)));
-        plan.set("context", &values.copied().collect::<Vec<f32>>())?;
-        plan.run()?;
-        let stored = |name: String, var: &Var<'_>| -> Result<Stored> {
-            Ok(Stored::new(plan.buffer(&name)?.clone(), var.shape()))
-        };
-        let pairs = pairs.iter().enumerate();
-        pairs
-            .map(|(i, (k, v))| Ok([stored(format!("k{i}"), k)?, stored(format!("v{i}"), v)?]))
-            .collect()
-    }
-
-    /// Every resnet's share of the time embedding for every row of the schedule, and how many rows of a
-    /// table belong to one of them.
-    pub fn time_tables(
-        &self,
-        net: &UnetTime,
-        context: &Context,
-        table: &[StepCoefficients],
-        about: &About,
-    ) -> Result<(Vec<Stored>, usize)> {
-        let graph = Graph::new(self.act);
-        let steps = graph.input("timesteps", [table.len()], Elem::F32);
-        let mut conditions = TimeConditions::default();
-        let mut rows = 1;
-        if let Some(dim) = self.config.time_cond_proj_dim {
-            let embedding = guidance_embedding(about.guidance, dim);
-            conditions.timestep_cond = Some(graph.literal([1, dim], embedding));
-        }
-        if self.config.added().is_some() {
-            rows = context.items;
-            let n = context.pooled.len() / rows;
-            let ids = time_ids(about.family, rows, about.size);
-            let count = ids.len() / rows;
-            let text = graph.literal([rows, n], context.pooled.clone());
-            conditions.text_embeds = Some(text);
-            conditions.time_ids = Some(graph.literal_f32([rows, count], ids));
-        }
-        let vars = net.table(steps, &conditions);
-        for (i, var) in vars.iter().enumerate() {
-            graph.output(&format!("t{i}"), *var);
-        }
-        let plan = Plan::new(self.gpu, &graph, self.plan)?;
-        plan.set("timesteps", &table.iter().map(|row| row.timestep).collect::<Vec<_>>())?;
-        plan.run()?;
-        let stored = |(i, var): (usize, &Var<'_>)| {
-            Ok(Stored::new(plan.buffer(&format!("t{i}"))?.clone(), var.shape()))
-        };
-        Ok((vars.iter().enumerate().map(stored).collect::<Result<_>>()?, rows))
-    }
-}
-
-/// What tables depend on besides the steps and the prompts.
-pub(super) struct About {
-    pub guidance: f32,
-    pub family: ImageFamily,
-    /// Height and width in pixels.
-    pub size: [usize; 2],
 }
 
 /// The text encoders that a model has, in the order in which their channels are joined.

@@ -1,15 +1,19 @@
 //! Diffusion: schedules, samplers, random numbers, pictures and their text chunks.
 
 pub mod autoencoder;
+mod begin;
 pub mod chunks;
 mod conditioning;
+mod conditions;
 mod control;
 pub mod embedding;
+mod hoisted;
 pub mod image;
 pub mod image_input;
 pub mod image_sheet;
 pub mod infotext;
 mod inpaint;
+mod load_options;
 pub mod measure;
 pub mod memory;
 pub mod preview;
@@ -22,5 +26,6 @@ pub mod sampler;
 pub mod schedule;
 mod schedule_config;
 pub mod settings;
+mod sizes;
 pub mod text_to_image;
 pub mod tiling;

@@ -4,8 +4,9 @@ use super::image::Image;
 use super::image_input::Mask;
 use super::prompt::PromptSyntax;
 use super::rng::RngKind;
-use super::sampler::Sampler;
-use super::schedule::{PredictionType, SigmaSpacing, TimestepSpacing};
+use super::sampler::{Sampler, StepCoefficients, first_step};
+use super::schedule::{PredictionType, ScheduleConfig, SigmaSpacing, TimestepSpacing};
+use crate::nets::unet::UnetConfig;
 use crate::{Error, Result};
 
 /// What is to be painted and how. The default is a square of noise: give a prompt.
@@ -112,6 +113,53 @@ impl Request {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The sampler, and the model's own schedule with what the request changes.
+    pub(super) fn schedule(&self, own: &ScheduleConfig) -> Result<(Sampler, ScheduleConfig)> {
+        let mut schedule = own.clone();
+        if let Some(prediction) = self.prediction {
+            schedule.prediction_type = prediction;
+        }
+        let sampler = match self.sampler {
+            Some(sampler) => sampler,
+            None => Sampler::of_config(&schedule)?,
+        };
+        // Who asks for PLMS means it without the Runge-Kutta steps of PNDM, unless the file wants them.
+        if sampler == Sampler::Plms && schedule.class_name.as_deref() != Some("PNDMScheduler") {
+            schedule.skip_prk_steps = Some(true);
+        }
+        if let Some(spacing) = self.spacing {
+            sampler.check_spacing(spacing)?;
+            schedule = schedule.with_sigma_spacing(spacing);
+        }
+        if let Some(timesteps) = self.timesteps {
+            schedule.timestep_spacing = Some(timesteps);
+        }
+        Ok((sampler, schedule))
+    }
+
+    /// The rows of the schedule that are done; all but those that a picture to start from saves.
+    pub(super) fn table(
+        &self,
+        sampler: Sampler,
+        schedule: &ScheduleConfig,
+    ) -> Result<Vec<StepCoefficients>> {
+        let strength = self.start.as_ref().map_or(1.0, |start| start.strength);
+        let first = first_step(self.steps, strength)?;
+        if first >= self.steps {
+            return Err(Error::Usage(format!(
+                "a strength of {strength} leaves none of {} steps to do; give more of either",
+                self.steps
+            )));
+        }
+        sampler.table_from(schedule, self.steps, first)
+    }
+
+    /// Whether the UNet is asked with and without the prompt. A model that was distilled with the scale as
+    /// an input is asked once.
+    pub(super) fn guided(&self, config: &UnetConfig) -> bool {
+        self.guidance != 1.0 && config.time_cond_proj_dim.is_none()
     }
 }
 

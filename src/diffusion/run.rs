@@ -1,8 +1,8 @@
 //! A request on its way: the plan of one evaluation (scale, UNet, guidance, sampler), its state on the
 //! GPU, and the loop that replays it without a read-back.
 
-use super::conditioning::{KeysValues, Stored};
 use super::control::ControlPart;
+use super::hoisted::{KeysValues, Stored};
 use super::rng::Rng;
 use super::sampler::{COEFFICIENTS, Sampler, StepCoefficients};
 use crate::gpu::{Buffer, Elem, Gpu};
@@ -22,6 +22,14 @@ pub enum Passes {
     Joined,
     /// One after the other: half of the activations.
     Apart,
+}
+
+/// Items of the context that are asked together.
+pub(super) fn groups(items: usize, passes: Passes) -> Vec<std::ops::Range<usize>> {
+    match passes {
+        Passes::Joined => std::iter::once(0..items).collect(),
+        Passes::Apart => (0..items).map(|i| i..i + 1).collect(),
+    }
 }
 
 /// What stands beside the latents in the UNet's input or in the plan's output.
@@ -45,6 +53,7 @@ pub(super) struct Known {
 }
 
 /// One prompt's (or two joined prompts') share of a plan.
+#[derive(Clone)]
 pub(super) struct Pass {
     pub keys_values: KeysValues,
     /// Of each picture in the batch, which of the `rows` of its step in the time tables it reads.

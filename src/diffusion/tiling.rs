@@ -2,7 +2,7 @@
 //! with the picture. Tiles, their overlap and its blending are those of diffusers' AutoencoderKL
 //! (`tiled_decode`, `tiled_encode`); AutoencoderTiny is treated alike.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::gpu::{Elem, Gpu, mib};
 use crate::graph::{Arena, Footprint, Graph, Plan, PlanOptions, Var};
@@ -63,11 +63,10 @@ impl<'a> Coder<'a> {
         Coder { decodes: false, ..Coder::decoder(gpu, scale, net) }
     }
 
-    fn graph(&self, shape: [usize; 4]) -> Graph {
-        let graph = Graph::new(self.act);
+    fn record<'g>(&self, graph: &'g Graph, shape: [usize; 4]) -> Var<'g> {
         let y = self.net.record(graph.input("x", shape, self.act));
         graph.output("y", y);
-        graph
+        y
     }
 
     /// Memory that a picture or latent of this shape takes in one piece, without taking it.
@@ -75,7 +74,42 @@ impl<'a> Coder<'a> {
     /// # Errors
     /// A shape that the net cannot take.
     pub fn footprint(&self, shape: [usize; 4]) -> Result<Footprint> {
-        Plan::footprint(self.gpu, &self.graph(shape), &self.plan)
+        let graph = Graph::new(self.act);
+        let read_back = self.record(&graph, shape).shape().len() as u64 * self.act.bytes();
+        Ok(Footprint { read_back, ..Plan::footprint(self.gpu, &graph, &self.plan)? })
+    }
+
+    /// As [`Coder::footprint`], in tiles of `side` latents: tiles at the edges have shapes and so plans of their
+    /// own, which share the activations.
+    pub fn tiled_footprint(&self, shape: [usize; 4], side: usize) -> Result<Footprint> {
+        let [b, h, w, c] = shape;
+        let input = self.input_side(side);
+        if input >= h.max(w) {
+            return self.footprint(shape);
+        }
+        // How many tiles begin anew along a side, by the length that is left for them.
+        let lengths = |whole: usize| {
+            let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
+            for at in (0..whole).step_by((input / 4 * 3).max(1)) {
+                *counts.entry(input.min(whole - at)).or_default() += 1;
+            }
+            counts
+        };
+        let (rows, columns) = (lengths(h), lengths(w));
+        let mut all = Footprint::default();
+        for (height, n) in &rows {
+            for (width, m) in &columns {
+                let tile = self.footprint([b, *height, *width, c])?;
+                all.inputs += tile.inputs;
+                all.params += tile.params;
+                all.flops += tile.flops * n * m;
+                all.activations = all.activations.max(tile.activations);
+                all.outputs = all.outputs.max(tile.outputs);
+                all.largest = all.largest.max(tile.largest);
+                all.read_back = all.read_back.max(tile.read_back);
+            }
+        }
+        Ok(all)
     }
 
     /// The side, in pixels of the latent, of the largest tiles with which `shape` can be done in `budget`
@@ -84,7 +118,7 @@ impl<'a> Coder<'a> {
     /// # Errors
     /// `OutOfMemory`, with both numbers, if not even the smallest tiles fit.
     pub fn tiles_for(&self, shape: [usize; 4], budget: u64) -> Result<Option<usize>> {
-        let [b, h, w, c] = shape;
+        let [_, h, w, _] = shape;
         let caps = self.gpu.caps();
         let binding = caps.max_binding_bytes.min(caps.max_buffer_bytes);
         let fits = |f: &Footprint| f.bytes() <= budget && f.largest <= binding;
@@ -94,11 +128,10 @@ impl<'a> Coder<'a> {
         }
         let mut least = None;
         for side in SIDES {
-            let input = self.input_side(side);
-            if input >= h.max(w) {
+            if self.input_side(side) >= h.max(w) {
                 continue;
             }
-            let footprint = self.footprint([b, input.min(h), input.min(w), c])?;
+            let footprint = self.tiled_footprint(shape, side)?;
             if fits(&footprint) {
                 return Ok(Some(side));
             }
@@ -215,7 +248,8 @@ struct Plans<'a> {
 impl Plans<'_> {
     fn run(&mut self, x: Pixels) -> Result<Pixels> {
         if !self.plans.contains_key(&x.shape) {
-            let graph = self.coder.graph(x.shape);
+            let graph = Graph::new(self.coder.act);
+            self.coder.record(&graph, x.shape);
             let arena = Some(self.arena.clone());
             let options = PlanOptions { arena, ..self.coder.plan.clone() };
             let plan = Plan::new(self.coder.gpu, &graph, &options)?;

@@ -37,6 +37,8 @@ pub struct Step {
     kernel: Arc<Kernel>,
     groups: Vec<wgpu::BindGroup>,
     dims: [u32; 3],
+    /// What the groups bind: as long as the step is there its memory is, and the ledger counts it.
+    _held: Vec<Buffer>,
 }
 
 /// What a submission is made of.
@@ -129,7 +131,8 @@ impl Gpu {
             let name = kernel.spec.describe();
             return Err(Error::Runtime(format!("kernel {name}: buffers do not fit: {error}")));
         }
-        Ok(Step { kernel: kernel.clone(), groups, dims })
+        let held = sets.iter().flatten().flatten().map(|bind| bind.buffer.clone()).collect();
+        Ok(Step { kernel: kernel.clone(), groups, dims, _held: held })
     }
 
     /// Sends the commands to the device and returns at once, unless too much is in flight already.

@@ -4,6 +4,7 @@
 //! too, and [`Graph::finish`] (or [`Plan::new`]) returns the first error with the model's own file and
 //! line: every operator is `#[track_caller]`.
 
+mod footprint;
 mod fuse;
 mod lower;
 mod plan;
@@ -18,8 +19,9 @@ use std::fmt;
 use std::panic::Location;
 use std::rc::Rc;
 
+pub use footprint::Footprint;
 pub use lower::{Arg, Dispatch, Kernels, Lower, MAX_TRIPS, Operand};
-pub use plan::{Footprint, Launch, Plan, PlanOptions};
+pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use storage::Arena;
 pub use weight::{Chunk, Residence, Vector, Weight, WeightInfo, weight_part};

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use half::f16;
 
+use super::footprint::Footprint;
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
 use super::stream::{Placer, Stream};
 use super::{Arena, Graph, Home, Node, fuse, storage};
@@ -58,24 +59,6 @@ pub struct Plan {
     stream: Option<Stream>,
 }
 
-/// Memory that a plan takes besides weights and what other plans hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Footprint {
-    /// Bytes of activations, as [`Plan::activation_bytes`] counts them.
-    pub activations: u64,
-    /// Bytes of inputs and literals.
-    pub inputs: u64,
-    /// Bytes of the largest buffer, which has to fit one binding.
-    pub largest: u64,
-}
-
-impl Footprint {
-    /// Bytes in all.
-    pub fn bytes(&self) -> u64 {
-        self.activations + self.inputs
-    }
-}
-
 /// Work in one submission: about a tenth of a second on a GPU, so that no watchdog of a driver fires. A
 /// software adapter has no watchdog; there it is about a second, which Ctrl-C may have to wait for.
 const FLOPS_PER_SUBMISSION_SOFTWARE: u64 = 1 << 32;
@@ -123,13 +106,20 @@ impl Plan {
         let live = live_nodes(&mut nodes, &roots, options);
         let nothing = gpu.buffer("nothing", 16)?;
         let mut builder = Builder::new(gpu, options, graph.act(), Some(nothing));
-        builder.lower(&nodes, &live, &roots)?;
+        let (dispatches, _) = builder.lower(&nodes, &live, &roots)?;
         let sizes = || builder.slots.sizes.iter().map(|bytes| buffer_bytes(*bytes));
         let leaves = || builder.leaf_bytes.iter().map(|bytes| buffer_bytes(*bytes));
+        let slots = outputs.iter().map(|(_, id)| storage::root(&nodes, *id));
+        let slots: HashSet<usize> =
+            slots.filter_map(|root| builder.slots.of.get(&root).copied()).collect();
         Ok(Footprint {
             activations: sizes().sum(),
             inputs: leaves().sum(),
+            params: buffer_bytes(params(gpu, &dispatches).0.len() as u64),
+            outputs: slots.iter().map(|slot| buffer_bytes(builder.slots.sizes[*slot])).sum(),
             largest: sizes().chain(leaves()).max().unwrap_or(0),
+            flops: dispatches.iter().map(|dispatch| dispatch.flops).sum(),
+            ..Footprint::default()
         })
     }
 
@@ -450,14 +440,7 @@ impl<'a> Builder<'a> {
         owners: &[usize],
         slots: &[Buffer],
     ) -> Result<(Vec<Step>, Vec<Launch>, Option<Stream>)> {
-        let align = u64::from(self.gpu.caps().uniform_align).max(16);
-        let mut offsets = Vec::new();
-        let mut bytes = Vec::new();
-        for dispatch in &dispatches {
-            offsets.push(bytes.len() as u64);
-            bytes.extend_from_slice(&dispatch.params);
-            bytes.resize(bytes.len().next_multiple_of(align as usize), 0);
-        }
+        let (bytes, offsets) = params(self.gpu, &dispatches);
         let params = self.gpu.uniform("params", bytes.len() as u64)?;
         if !bytes.is_empty() {
             self.gpu.write(&params, 0, &bytes)?;
@@ -489,6 +472,18 @@ impl<'a> Builder<'a> {
         }
         Ok((steps, launches, placer.map(Placer::finish)))
     }
+}
+
+/// The params of all dispatches in one buffer, and where each begins.
+fn params(gpu: &Gpu, dispatches: &[Dispatch]) -> (Vec<u8>, Vec<u64>) {
+    let align = (gpu.caps().uniform_align as usize).max(16);
+    let (mut bytes, mut offsets) = (Vec::new(), Vec::new());
+    for dispatch in dispatches {
+        offsets.push(bytes.len() as u64);
+        bytes.extend_from_slice(&dispatch.params);
+        bytes.resize(bytes.len().next_multiple_of(align), 0);
+    }
+    (bytes, offsets)
 }
 
 /// A weight on the host that the placer never saw: a mistake in this file.

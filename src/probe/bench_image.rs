@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::bench::spread;
 use crate::diffusion::rng::{Rng, RngKind};
+use crate::diffusion::tiling::{Coder, Pixels};
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Plan, PlanOptions, Shape, Weight};
 use crate::nets::clip::{ClipText, ClipTextConfig};
@@ -35,7 +36,7 @@ pub struct ImageTest {
 pub enum What {
     /// One prediction of the UNet, time embedding and prompt computed before.
     Unet,
-    /// From latents to pixels.
+    /// From latents to pixels, in tiles where memory or the device asks for them.
     Vae,
 }
 
@@ -64,6 +65,8 @@ pub struct ImageMeasured {
     pub gflop_s: f64,
     /// `gflop_s` over that of [`gemm_ceiling`].
     pub fraction_of_ceiling: f64,
+    /// Side in pixels of the tiles that the VAE works in, where it does.
+    pub tile: Option<usize>,
     /// Bytes of activations that the plan takes.
     pub activations: u64,
     /// Queue submissions of one run.
@@ -152,35 +155,24 @@ impl ImageNets {
         self.unet.config().sample_size().map_or(64, |(h, _)| h) * self.vae_config.scale()
     }
 
+    /// A plan of one UNet step on random inputs.
     fn plan(&self, gpu: &Gpu, test: ImageTest, act: Elem, options: &PlanOptions) -> Result<Plan> {
-        let factor = self.vae_config.scale();
-        let (h, w) = (test.height / factor, test.width / factor);
-        // The VAE's activations are f32 in every pipeline: real models exceed f16 there.
-        let graph = Graph::new(if test.what == What::Vae { Elem::F32 } else { act });
-        let channels = match test.what {
-            What::Unet => self.unet.config().in_channels,
-            What::Vae => self.vae_config.latent_channels,
-        };
-        let x = graph.input("x", [test.batch, h, w, channels], graph.act());
-        let out = match test.what {
-            What::Vae => self.vae.forward(x),
-            What::Unet => {
-                let input = |name: String, shape: Shape| graph.input(&name, shape, act);
-                let times = self.times.iter().enumerate();
-                let times: Vec<_> =
-                    times.map(|(i, c)| input(format!("t{i}"), Shape::new(&[1, *c]))).collect();
-                let row = graph.input("row", [test.batch], Elem::U32);
-                let contexts = self.contexts.iter().enumerate();
-                let pairs: Vec<_> = contexts
-                    .map(|(i, c)| {
-                        let shape = Shape::new(&[test.batch, TOKENS, *c]);
-                        (input(format!("k{i}"), shape), input(format!("v{i}"), shape))
-                    })
-                    .collect();
-                self.unet.forward(x, &times, row, &pairs)
-            }
-        };
-        graph.output("out", out);
+        let [_, h, w] = self.latents(test);
+        let graph = Graph::new(act);
+        let x = graph.input("x", [test.batch, h, w, self.unet.config().in_channels], act);
+        let input = |name: String, shape: Shape| graph.input(&name, shape, act);
+        let times = self.times.iter().enumerate();
+        let times: Vec<_> =
+            times.map(|(i, c)| input(format!("t{i}"), Shape::new(&[1, *c]))).collect();
+        let row = graph.input("row", [test.batch], Elem::U32);
+        let contexts = self.contexts.iter().enumerate();
+        let pairs: Vec<_> = contexts
+            .map(|(i, c)| {
+                let shape = Shape::new(&[test.batch, TOKENS, *c]);
+                (input(format!("k{i}"), shape), input(format!("v{i}"), shape))
+            })
+            .collect();
+        graph.output("out", self.unet.forward(x, &times, row, &pairs));
         let plan = Plan::new(gpu, &graph, options)?;
         let mut rng = Rng::new(RngKind::Cpu, 7);
         let mut fill = |name: &str| -> Result<()> {
@@ -188,15 +180,19 @@ impl ImageNets {
             plan.set(name, &values)
         };
         fill("x")?;
-        if test.what == What::Unet {
-            (0..self.times.len()).try_for_each(|i| fill(&format!("t{i}")))?;
-            for i in 0..self.contexts.len() {
-                fill(&format!("k{i}"))?;
-                fill(&format!("v{i}"))?;
-            }
-            plan.set_u32("row", &vec![0; test.batch])?;
+        (0..self.times.len()).try_for_each(|i| fill(&format!("t{i}")))?;
+        for i in 0..self.contexts.len() {
+            fill(&format!("k{i}"))?;
+            fill(&format!("v{i}"))?;
         }
+        plan.set_u32("row", &vec![0; test.batch])?;
         Ok(plan)
+    }
+
+    /// Pictures, and height and width of their latents.
+    fn latents(&self, test: ImageTest) -> [usize; 3] {
+        let factor = self.vae_config.scale();
+        [test.batch, test.height / factor, test.width / factor]
     }
 }
 
@@ -252,51 +248,114 @@ fn hoisted(gpu: &Gpu, model: &ImageModel, config: &UnetConfig) -> Result<(Vec<us
     Ok((times, pairs.iter().map(|(k, _)| k.shape().last()).collect()))
 }
 
-/// Runs a test `repetitions` times after one run that does not count, unless that one is so long (five
-/// seconds) that it may as well.
-///
-/// # Errors
-/// `Usage` for a size that the nets cannot serve; as running does; `Interrupted` on Ctrl-C.
-pub fn measure_image(
-    gpu: &Gpu,
-    nets: &ImageNets,
-    test: ImageTest,
-    ceiling: f64,
-    act: Elem,
-    options: &PlanOptions,
-    repetitions: usize,
-) -> Result<ImageMeasured> {
-    const LONG: f64 = 5.0;
-    nets.check(test)?;
-    let start = Instant::now();
-    let plan = nets.plan(gpu, test, act, options)?;
-    gpu.wait()?;
-    let plan_seconds = start.elapsed().as_secs_f64();
-    let before = gpu.submissions();
-    let mut samples = vec![run(gpu, &plan)?];
-    let submissions = gpu.submissions() - before;
-    if samples[0] < LONG {
-        samples.clear();
-        for _ in 0..repetitions.max(1) {
-            samples.push(run(gpu, &plan)?);
+/// How tests are run.
+pub struct ImageBench<'a> {
+    pub gpu: &'a Gpu,
+    pub nets: &'a ImageNets,
+    /// What [`gemm_ceiling`] found.
+    pub ceiling: f64,
+    pub act: Elem,
+    pub options: &'a PlanOptions,
+    pub repetitions: usize,
+}
+
+/// Told of each tile of a VAE that is finished, and how many there are.
+pub type OnTile<'a> = dyn FnMut(usize, usize) + 'a;
+
+/// What a test does and takes, besides time.
+struct Work {
+    flops: u64,
+    activations: u64,
+    tile: Option<usize>,
+}
+
+impl ImageBench<'_> {
+    /// Runs a test `repetitions` times after one run that does not count, unless that one is so long (five
+    /// seconds) that it may as well. Planning the VAE belongs to its runs, as it does when a picture is made.
+    ///
+    /// # Errors
+    /// `Usage` for a size that the nets cannot serve; as running does; `Interrupted` on Ctrl-C.
+    pub fn measure(&self, test: ImageTest, on_tile: &mut OnTile<'_>) -> Result<ImageMeasured> {
+        let Self { gpu, nets, .. } = *self;
+        nets.check(test)?;
+        match test.what {
+            What::Unet => {
+                let start = Instant::now();
+                let plan = nets.plan(gpu, test, self.act, self.options)?;
+                gpu.wait()?;
+                let planned = start.elapsed().as_secs_f64();
+                let (flops, activations) = (plan.flops(), plan.activation_bytes());
+                let work = Work { flops, activations, tile: None };
+                self.repeat(test, work, planned, &mut || run(gpu, &plan))
+            }
+            What::Vae => {
+                // The VAE's activations are f32 in every pipeline: real models exceed f16 there.
+                let mut coder = Coder::decoder(gpu, nets.vae_config.scale(), &nets.vae);
+                coder.plan = self.options.clone();
+                let ([n, h, w], c) = (nets.latents(test), nets.vae_config.latent_channels);
+                let shape = [n, h, w, c];
+                let tile = coder.tiles_for(shape, gpu.ledger().free())?;
+                let whole = || coder.footprint(shape);
+                let footprint =
+                    tile.map_or_else(whole, |side| coder.tiled_footprint(shape, side))?;
+                let values = Rng::new(RngKind::Cpu, 7).randn(shape.iter().product());
+                let latents = Pixels { shape, values };
+                let work = Work {
+                    flops: footprint.flops,
+                    activations: footprint.activations,
+                    tile: tile.map(|side| side * nets.vae_config.scale()),
+                };
+                self.repeat(test, work, 0.0, &mut || {
+                    let start = Instant::now();
+                    coder.run(&latents, tile, on_tile)?;
+                    Ok(start.elapsed().as_secs_f64())
+                })
+            }
         }
     }
-    let (mean, stddev) = spread(&samples);
-    let gflop = plan.flops() as f64 / 1e9;
-    let gflop_s = gflop / mean.max(1e-9);
-    Ok(ImageMeasured {
-        test: test.name(),
-        of: test,
-        seconds_per_step: mean,
-        stddev,
-        samples,
-        gflop,
-        gflop_s,
-        fraction_of_ceiling: gflop_s / ceiling.max(1e-9),
-        activations: plan.activation_bytes(),
-        submissions,
-        plan_seconds,
-    })
+
+    fn repeat(
+        &self,
+        test: ImageTest,
+        work: Work,
+        plan_seconds: f64,
+        run: &mut dyn FnMut() -> Result<f64>,
+    ) -> Result<ImageMeasured> {
+        const LONG: f64 = 5.0;
+        let before = self.gpu.submissions();
+        let mut samples = vec![run()?];
+        let submissions = self.gpu.submissions() - before;
+        if samples[0] < LONG {
+            samples.clear();
+            for _ in 0..self.repetitions.max(1) {
+                samples.push(run()?);
+            }
+        }
+        let (mean, stddev) = spread(&samples);
+        let gflop = work.flops as f64 / 1e9;
+        let gflop_s = gflop / mean.max(1e-9);
+        Ok(ImageMeasured {
+            test: test.name(),
+            of: test,
+            seconds_per_step: mean,
+            stddev,
+            samples,
+            gflop,
+            gflop_s,
+            fraction_of_ceiling: gflop_s / self.ceiling.max(1e-9),
+            tile: work.tile,
+            activations: work.activations,
+            submissions,
+            plan_seconds,
+        })
+    }
+}
+
+/// The most memory that this process had on the host, in bytes, where the system says so (Linux).
+pub fn host_peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn run(gpu: &Gpu, plan: &Plan) -> Result<f64> {
