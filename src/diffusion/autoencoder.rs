@@ -1,25 +1,30 @@
-//! Latents to pictures and back: AutoencoderKL or AutoencoderTiny, whole or in tiles.
+//! Latents to pictures and back: AutoencoderKL or AutoencoderTiny, whole or in tiles; or nothing at all for
+//! models whose latents are pixels.
 
 use super::image::Image;
 use super::rng::Rng;
 use super::tiling::{Coder, Half, Pixels};
-use crate::Result;
 use crate::gpu::{Buffer, Gpu};
 use crate::graph::{Footprint, PlanOptions};
 use crate::nets::taesd::{TaesdConfig, TaesdDecoder, TaesdEncoder};
+use crate::nets::unet::UnetConfig;
 use crate::nets::vae::{Posterior, VaeConfig, VaeDecoder, VaeEncoder};
 use crate::nn::Loader;
-use crate::weights::{ImageModel, Part};
+use crate::weights::{ImageFamily, ImageModel, Part};
+use crate::{Error, Result};
 
 enum Decoder {
     Kl(Box<VaeDecoder>, VaeConfig),
     Tiny(TaesdDecoder, TaesdConfig),
+    /// There is none: latents are pixels of so many channels.
+    Pixels(usize),
 }
 
 /// The encoder is loaded when a picture is given to start from.
 enum Encoder {
     Kl(Box<VaeEncoder>, VaeConfig),
     Tiny(TaesdEncoder),
+    Pixels(usize),
 }
 
 /// An autoencoder of a model, its decoder on the GPU.
@@ -70,8 +75,37 @@ impl Autoencoder {
         Ok(Autoencoder { decoder: Decoder::Tiny(TaesdDecoder::load(ld, &config)?, config) })
     }
 
+    /// In place of an autoencoder for an unconditional UNet: its latents are pixels in −1..1, gray or RGB.
+    /// None for any other UNet.
+    ///
+    /// # Errors
+    /// `Model` for an unconditional UNet of other channels.
+    pub fn pixels(model: &ImageModel, config: &UnetConfig) -> Result<Option<Autoencoder>> {
+        if config.takes_prompt() {
+            return Ok(None);
+        }
+        match (config.in_channels, config.out_channels) {
+            (channels @ (1 | 3), out) if channels == out => {
+                Ok(Some(Autoencoder { decoder: Decoder::Pixels(channels) }))
+            }
+            (channels, out) => Err(Error::Model(format!(
+                "{}: a UNet from {channels} to {out} channels without a VAE; pictures have 1 or 3, and a \
+                 learned variance is not read here",
+                model.path().display()
+            ))),
+        }
+    }
+
+    /// Whether latents are pixels.
+    pub fn is_pixels(&self) -> bool {
+        matches!(self.decoder, Decoder::Pixels(_))
+    }
+
     /// [`Autoencoder::scale`] of a model on disk.
     pub fn scale_of(model: &ImageModel) -> Result<usize> {
+        if model.kind().family == ImageFamily::Unconditional {
+            return Ok(1);
+        }
         let (fields, source) = model.config(Part::Vae)?;
         Ok(match is_tiny(&fields) {
             true => TaesdConfig::from_value(&fields, &source)?.scale(),
@@ -84,19 +118,21 @@ impl Autoencoder {
         match &self.decoder {
             Decoder::Kl(_, config) => config.scale(),
             Decoder::Tiny(_, config) => config.scale(),
+            Decoder::Pixels(_) => 1,
         }
     }
     pub fn latent_channels(&self) -> usize {
         match &self.decoder {
             Decoder::Kl(_, config) => config.latent_channels,
             Decoder::Tiny(_, config) => config.latent_channels,
+            Decoder::Pixels(channels) => *channels,
         }
     }
     /// The configuration of an AutoencoderKL.
     pub fn kl(&self) -> Option<&VaeConfig> {
         match &self.decoder {
             Decoder::Kl(_, config) => Some(config),
-            Decoder::Tiny(..) => None,
+            Decoder::Tiny(..) | Decoder::Pixels(_) => None,
         }
     }
 
@@ -107,24 +143,27 @@ impl Autoencoder {
             Decoder::Tiny(_, config) => {
                 z.iter().map(|v| v / config.scaling_factor as f32).collect()
             }
+            Decoder::Pixels(_) => z.to_vec(),
         }
     }
 
-    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Coder<'a> {
+    /// None where latents are pixels.
+    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Option<Coder<'a>> {
         let net: &dyn Half = match &self.decoder {
             Decoder::Kl(decoder, _) => decoder.as_ref(),
             Decoder::Tiny(decoder, _) => decoder,
+            Decoder::Pixels(_) => return None,
         };
         let mut coder = Coder::decoder(gpu, self.scale(), net);
         coder.plan = plan.clone();
-        coder
+        Some(coder)
     }
 
     /// Memory that latents of this shape take when they are decoded in one piece.
     pub fn footprint(&self, gpu: &Gpu, plan: &PlanOptions, shape: [usize; 4]) -> Result<Footprint> {
-        self.coder(gpu, plan).footprint(shape)
+        self.coder(gpu, plan).map_or(Ok(Footprint::default()), |coder| coder.footprint(shape))
     }
-    /// The side of tiles for latents of this shape; see [`Coder::tile_side`].
+    /// The side of tiles for latents of this shape, see [`Coder::tile_side`]; 0 where latents are pixels.
     pub fn tile_side(
         &self,
         gpu: &Gpu,
@@ -132,7 +171,7 @@ impl Autoencoder {
         shape: [usize; 4],
         want: u64,
     ) -> Result<usize> {
-        self.coder(gpu, plan).tile_side(shape, want)
+        self.coder(gpu, plan).map_or(Ok(0), |coder| coder.tile_side(shape, want))
     }
 
     /// Latents `[n, h, w, c]` in a buffer → pictures, in tiles of `tile` latents where that is given. A
@@ -151,12 +190,26 @@ impl Autoencoder {
         let mut decoded = Decoded { images: Vec::new(), not_finite: 0 };
         for item in values.chunks_exact((h * w * c).max(1)) {
             let x = Pixels { shape: [1, h, w, c], values: item.to_vec() };
-            let y = self.coder(gpu, plan).run(&x, tile, &mut |_, _| ())?;
+            let y = match self.coder(gpu, plan) {
+                Some(coder) => coder.run(&x, tile, &mut |_, _| ())?,
+                None => rgb(x),
+            };
             let (image, bad) = Image::from_vae(&y.values, y.shape[2], y.shape[1])?;
             decoded.images.push(image);
             decoded.not_finite += bad;
         }
         Ok(decoded)
+    }
+}
+
+/// Gray pixels as red, green and blue.
+fn rgb(x: Pixels) -> Pixels {
+    let [b, h, w, c] = x.shape;
+    match c {
+        1 => {
+            Pixels { shape: [b, h, w, 3], values: x.values.iter().flat_map(|v| [*v; 3]).collect() }
+        }
+        _ => x,
     }
 }
 
@@ -184,6 +237,11 @@ impl PictureEncoder {
         })
     }
 
+    /// For a model whose latents are pixels of 1 (gray) or 3 channels.
+    pub fn pixels(channels: usize) -> PictureEncoder {
+        PictureEncoder { encoder: Encoder::Pixels(channels), scale: 1 }
+    }
+
     /// A picture `[height, width, 3]` in −1..1 → latents `[n, h, w, c]` as the sampler has them. Those of
     /// an AutoencoderKL are drawn from its posterior, as in diffusers' pipelines.
     pub fn encode(
@@ -203,6 +261,12 @@ impl PictureEncoder {
         };
         match &self.encoder {
             Encoder::Tiny(encoder) => Ok(run(encoder)?.values.repeat(n)),
+            Encoder::Pixels(1) => {
+                // Luma of ITU-R BT.601, as Pillow makes gray pictures.
+                let gray = |p: &[f32]| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
+                Ok(image.chunks_exact(3).map(gray).collect::<Vec<f32>>().repeat(n))
+            }
+            Encoder::Pixels(_) => Ok(image.repeat(n)),
             Encoder::Kl(encoder, config) => {
                 let moments = run(encoder.as_ref())?;
                 let [_, h, w, c2] = moments.shape;

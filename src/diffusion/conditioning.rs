@@ -34,6 +34,13 @@ pub(super) struct Context {
     tokens: usize,
 }
 
+impl Context {
+    /// One item without a prompt.
+    pub fn none() -> Context {
+        Context { values: Vec::new(), pooled: Vec::new(), items: 1, tokens: 0 }
+    }
+}
+
 /// A value that one plan leaves for another.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
@@ -256,6 +263,9 @@ impl Hoisted<'_> {
         items: std::ops::Range<usize>,
         copies: usize,
     ) -> Result<KeysValues> {
+        if net.is_empty() {
+            return Ok(Vec::new());
+        }
         let channels = self.config.cross_attention_dim;
         let each = context.values.len() / context.items;
         if each != context.tokens * channels {

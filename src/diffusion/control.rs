@@ -150,7 +150,7 @@ impl Controls {
             .map(|items| hoisted.keys_values(&net_kv, run.context, items, batch))
             .collect::<Result<_>>()?;
         let [height, width] = run.about.size;
-        super::text_to_image::check_size("the control picture", &control.image, [height, width])?;
+        super::size::check_size("the control picture", &control.image, [height, width])?;
         let graph = Graph::new(run.act);
         let embed = ControlPicture::load(&loader, config)?;
         let picture = embed.forward(graph.input("picture", [1, height, width, 3], run.act));

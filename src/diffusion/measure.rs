@@ -6,7 +6,8 @@ use super::memory::Needs;
 use super::prompt::Prompt;
 use super::request::Request;
 use super::run::{Inpaint, Known, Parts, Pass, Passes, State};
-use super::text_to_image::{LoadOptions, groups, guided, part, size, unet_config, with_adapters};
+use super::size::size;
+use super::text_to_image::{LoadOptions, groups, guided, part, unet_config, with_adapters};
 use crate::gpu::{Buffer, Gpu, mib};
 use crate::graph::{Graph, Plan, Residence};
 use crate::nets::controlnet::{ControlNet, ControlNetConfig};
@@ -28,6 +29,7 @@ pub fn needs(
     request: &Request,
 ) -> Result<Needs> {
     let config = unet_config(model)?;
+    let pixels = Autoencoder::pixels(model, &config)?;
     let mut needs = Needs::default();
     let (store, recipe) = part(model, Part::Unet, &options.weights)?;
     let outline = || with_adapters(Loader::outline(gpu, &store, &recipe), Part::Unet, options);
@@ -52,11 +54,16 @@ pub fn needs(
         ControlNet::load(&loader, &config)?;
         needs.fixed += loader.report().resident_bytes() + outlined(&loader.report());
     }
-    let (vae_store, vae_recipe) = part(model, Part::Vae, &options.weights)?;
-    let loader = Loader::outline(gpu, &vae_store, &vae_recipe);
-    let vae = Autoencoder::load(&loader, model)?;
-    needs.fixed += loader.report().resident_bytes() + outlined(&loader.report());
-
+    let vae = match pixels {
+        Some(vae) => vae,
+        None => {
+            let (store, recipe) = part(model, Part::Vae, &options.weights)?;
+            let loader = Loader::outline(gpu, &store, &recipe);
+            let vae = Autoencoder::load(&loader, model)?;
+            needs.fixed += loader.report().resident_bytes() + outlined(&loader.report());
+            vae
+        }
+    };
     let (width, height) = size(request, &config, vae.scale())?;
     let shape = [request.batch, height / vae.scale(), width / vae.scale(), vae.latent_channels()];
     let hoisted = Hoisted::new(gpu, options, &config, &outline, (request, tokens))?;
@@ -99,6 +106,9 @@ fn decode(
     vae: &Autoencoder,
     [_, h, w, c]: [usize; 4],
 ) -> Result<()> {
+    if vae.is_pixels() {
+        return Ok(());
+    }
     let binding = gpu.caps().max_binding_bytes;
     // A tile that takes no more than a step costs no memory at all.
     needs.tile = match options.tile {
@@ -156,7 +166,7 @@ impl Hoisted {
         let nothing = gpu.buffer("nothing", 16)?;
         let table = |channels| Stored::new(nothing.clone(), [rows, channels]);
         let tables: Vec<Stored> = time.widths().map(table).collect();
-        let prompt = graph.input("c", [1, tokens, config.cross_attention_dim], options.act);
+        let prompt = graph.input("c", [1, tokens.max(1), config.cross_attention_dim], options.act);
         let pairs = context.keys_values(prompt);
         graph.finish()?;
         let shape = |v: &crate::graph::Var<'_>| v.shape().dims().to_vec();

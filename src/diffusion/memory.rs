@@ -57,7 +57,8 @@ impl MemoryPlan {
             let decode = if vae_tiling { needs.decode_tiled } else { needs.decode };
             let matrices = resident.map_or(needs.matrices, |bytes| bytes + needs.largest);
             let peak = needs.fixed + matrices + step.max(decode) + SLACK;
-            let vae_tile = vae_tiling.then_some(needs.tile);
+            // Models whose latents are pixels have nothing to tile.
+            let vae_tile = vae_tiling.then_some(needs.tile).filter(|tile| *tile > 0);
             MemoryPlan { budget, needs, vae_tile, passes, resident, peak }
         };
         let most = budget.unwrap_or(u64::MAX);

@@ -22,5 +22,6 @@ pub mod sampler;
 pub mod schedule;
 mod schedule_config;
 pub mod settings;
+mod size;
 pub mod text_to_image;
 pub mod tiling;

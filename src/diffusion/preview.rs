@@ -38,6 +38,10 @@ const SDXL: Factors = [
     [0.1084, -0.0175, -0.0011],
 ];
 
+/// Of latents that are pixels, red, green and blue or gray.
+const RGB: Factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0; 3], [0.0; 3]];
+const GRAY: Factors = [[1.0; 3], [0.0; 3], [0.0; 3], [0.0; 3], [0.0; 3]];
+
 /// Makes previews of a run.
 pub struct Previewer<'a> {
     kind: PreviewKind,
@@ -50,7 +54,12 @@ impl<'a> Previewer<'a> {
     pub fn proj(vae: &Autoencoder) -> Previewer<'a> {
         // SDXL's VAE is the only published one with this factor.
         let xl = vae.kl().is_some_and(|config| (config.scaling_factor - 0.13025).abs() < 1e-4);
-        let factors = if xl { SDXL } else { SD };
+        let factors = match (vae.is_pixels(), vae.latent_channels()) {
+            (true, 1) => GRAY,
+            (true, _) => RGB,
+            (false, _) if xl => SDXL,
+            (false, _) => SD,
+        };
         Previewer { kind: PreviewKind::Proj, factors, tiny: None }
     }
     /// With an AutoencoderTiny.

@@ -9,7 +9,6 @@ use super::autoencoder::{Autoencoder, Decoded, PictureEncoder};
 use super::conditioning::{About, Context, Encode, Hoisted, TextEncoder, encoders};
 use super::control::{Controls, ForRun};
 use super::embedding::Embedding;
-use super::image::Image;
 use super::memory::MemoryPlan;
 pub use super::request::{Control, Picture, Request, Seconds, Start};
 use super::rng::Rng;
@@ -17,9 +16,12 @@ use super::run::{Begin, Inpaint, Parts, Pass};
 pub use super::run::{Passes, Run};
 use super::sampler::{Sampler, StepCoefficients, first_step};
 use super::schedule::ScheduleConfig;
+use super::size::{check_size, default_size, size};
+pub use super::size::{size_step, trained_size};
 use crate::gpu::{Buffer, Elem, Gpu, interrupted};
 use crate::graph::PlanOptions;
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
+use crate::nets::unet2d::Unet2dConfig;
 use crate::nn::{LoadReport, LoadedTensor, Loader};
 use crate::quant::Recipe;
 use crate::weights::lora::{Adapters, LoraNet};
@@ -65,7 +67,8 @@ impl Default for LoadOptions {
     }
 }
 
-/// A Stable-Diffusion-shaped model: text encoders, UNet, VAE, schedule.
+/// A Stable-Diffusion-shaped model: text encoders, UNet, VAE, schedule; or an unconditional UNet and its
+/// schedule, whose latents are pixels.
 pub struct TextToImage {
     gpu: Gpu,
     model: ImageModel,
@@ -120,15 +123,9 @@ impl TextToImage {
         options: LoadOptions,
         on_tensor: &OnTensor<'_>,
     ) -> Result<TextToImage> {
-        if model.kind().family == ImageFamily::Unconditional {
-            return Err(Error::Model(format!(
-                "{}: an unconditional UNet, which no prompt steers; here it can be held against diffusers with `inknib \
-                 verify`, but not painted with",
-                model.path().display()
-            )));
-        }
         let schedule = schedule(&model)?;
         let config = unet_config(&model)?;
+        let mut vae = Autoencoder::pixels(&model, &config)?;
         let mut report = LoadReport::default();
         let mut room = options.memory.and_then(|memory| memory.resident);
         let mut load =
@@ -157,11 +154,12 @@ impl TextToImage {
                 Ok(())
             })?;
         }
-        let mut vae = None;
-        load(Part::Vae, &mut report, false, &mut |ld| {
-            vae = Some(Autoencoder::load(ld, &model)?);
-            Ok(())
-        })?;
+        if vae.is_none() {
+            load(Part::Vae, &mut report, false, &mut |ld| {
+                vae = Some(Autoencoder::load(ld, &model)?);
+                Ok(())
+            })?;
+        }
         let paths = &options.controls;
         let controls = Controls::load(gpu, paths, &options.weights, &config, on_tensor)?;
         report.merge(controls.report());
@@ -238,14 +236,7 @@ impl TextToImage {
         let guided = guided(request, &self.config);
         let mut warnings = Vec::new();
         let options = self.plan_options();
-        let encode = Encode {
-            gpu: &self.gpu,
-            act: self.options.act,
-            plan: &options,
-            family: self.model.kind().family,
-        };
-        let context =
-            encode.context(&self.encoders, &self.model, request, guided, &mut warnings)?;
+        let context = self.context(request, guided, &mut warnings)?;
         let (sampler, schedule) = self.schedule_for(request)?;
         let strength = request.start.as_ref().map_or(1.0, |start| start.strength);
         let first = first_step(request.steps, strength)?;
@@ -312,6 +303,26 @@ impl TextToImage {
         )
     }
 
+    /// The prompts of a request, `guided` the negative one as well.
+    fn context(
+        &self,
+        request: &Request,
+        guided: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<Context> {
+        if !self.config.takes_prompt() {
+            request.check_unprompted(self.model.path())?;
+            return Ok(Context::none());
+        }
+        let encode = Encode {
+            gpu: &self.gpu,
+            act: self.options.act,
+            plan: &self.plan_options(),
+            family: self.model.kind().family,
+        };
+        encode.context(&self.encoders, &self.model, request, guided, warnings)
+    }
+
     fn passes(&self, context: &Context) -> Passes {
         match context.items {
             2 => self.options.memory.map_or(Passes::Joined, |memory| memory.passes),
@@ -371,13 +382,18 @@ impl TextToImage {
                     "an inpainting model (9 channels) needs -i PICTURE and --mask MASK".into(),
                 ));
             }
+            if self.model.kind().family == ImageFamily::SdxlRefiner {
+                return Err(Error::Usage(
+                    "SDXL's refiner was trained on the last fifth of the noise levels and works on a \
+                     picture; give -i PICTURE, with a strength of about 0.3"
+                        .into(),
+                ));
+            }
             return Ok((scaled(&rng.randn_nhwc(n, h, w, c)), Inpaint::No));
         };
         let [height, width] = [h, w].map(|side| side * self.vae.scale());
         check_size("the picture to start from", &start.image, [height, width])?;
-        let (store, recipe) = part(&self.model, Part::Vae, &self.options.weights)?;
-        let loader = Loader::new(&self.gpu, &store, &recipe);
-        let encoder = PictureEncoder::load(&loader, &self.model)?;
+        let encoder = self.picture_encoder()?;
         let encode = |image: &[f32], rng: &mut Rng| -> Result<Vec<f32>> {
             let options = self.plan_options();
             let tile = self.options.memory.and_then(|memory| memory.vae_tile);
@@ -408,6 +424,14 @@ impl TextToImage {
             encode(image, rng)
         })
         .map(|inpaint| (latents, inpaint))
+    }
+
+    fn picture_encoder(&self) -> Result<PictureEncoder> {
+        if !self.config.takes_prompt() {
+            return Ok(PictureEncoder::pixels(self.vae.latent_channels()));
+        }
+        let (store, recipe) = part(&self.model, Part::Vae, &self.options.weights)?;
+        PictureEncoder::load(&Loader::new(&self.gpu, &store, &recipe), &self.model)
     }
 
     /// Latents `[n, h, w, c]` in a buffer → pictures. Also returns how many of their values were not
@@ -479,13 +503,16 @@ pub(super) fn schedule(model: &ImageModel) -> Result<ScheduleConfig> {
 
 pub(super) fn unet_config(model: &ImageModel) -> Result<UnetConfig> {
     let (fields, source) = model.config(Part::Unet)?;
-    UnetConfig::from_value(&fields, &source)
+    match model.kind().family {
+        ImageFamily::Unconditional => Ok(Unet2dConfig::from_value(&fields, &source)?.unet),
+        _ => UnetConfig::from_value(&fields, &source),
+    }
 }
 
 /// Whether the UNet is asked with and without the prompt. A model that was distilled with the scale as
 /// an input is asked once.
 pub(super) fn guided(request: &Request, config: &UnetConfig) -> bool {
-    request.guidance != 1.0 && config.time_cond_proj_dim.is_none()
+    request.guidance != 1.0 && config.time_cond_proj_dim.is_none() && config.takes_prompt()
 }
 
 /// Items of the context that are asked together.
@@ -494,51 +521,4 @@ pub(super) fn groups(items: usize, passes: Passes) -> Vec<std::ops::Range<usize>
         Passes::Joined => std::iter::once(0..items).collect(),
         Passes::Apart => (0..items).map(|i| i..i + 1).collect(),
     }
-}
-
-/// Height and width in pixels that a model on disk was trained at.
-pub fn trained_size(model: &ImageModel) -> Result<(usize, usize)> {
-    Ok(default_size(&unet_config(model)?, Autoencoder::scale_of(model)?))
-}
-/// Sides of the pictures of a model on disk are multiples of this.
-pub fn size_step(model: &ImageModel) -> Result<usize> {
-    Ok(Autoencoder::scale_of(model)? * unet_config(model)?.multiple())
-}
-
-/// Height and width in pixels that a model was trained at.
-pub(super) fn default_size(config: &UnetConfig, scale: usize) -> (usize, usize) {
-    let (h, w) = config.sample_size().unwrap_or((64, 64));
-    (h * scale, w * scale)
-}
-
-/// Width and height of a request in pixels.
-pub(super) fn size(request: &Request, config: &UnetConfig, scale: usize) -> Result<(usize, usize)> {
-    let step = scale * config.multiple();
-    let check = |name: &str, size: usize| {
-        if size > 0 && size.is_multiple_of(step) {
-            return Ok(size);
-        }
-        let down = (size / step).max(1) * step;
-        let up = down + step;
-        Err(Error::Usage(format!(
-            "{name} {size}: this model paints multiples of {step}; {down} or {up} would do"
-        )))
-    };
-    let (mut height, mut width) = default_size(config, scale);
-    if let Some(start) = &request.start {
-        (height, width) = (start.image.height, start.image.width);
-    }
-    let width = check("width", request.width.unwrap_or(width))?;
-    Ok((width, check("height", request.height.unwrap_or(height))?))
-}
-
-/// Refuses a picture of another size than what is to be painted.
-pub(super) fn check_size(what: &str, image: &Image, [height, width]: [usize; 2]) -> Result<()> {
-    if (image.width, image.height) == (width, height) {
-        return Ok(());
-    }
-    Err(Error::Usage(format!(
-        "{what} has {}x{} pixels, {width}x{height} are to be painted; resize it or give -W {} -H {}",
-        image.width, image.height, image.width, image.height
-    )))
 }
