@@ -12,8 +12,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> part: array<vec4f>;  // [items, slices] mean and squares of c, of g
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;       // [items]
 
-const GUIDANCE = 26u;
-const RESCALE = 27u;
+const GUIDANCE = 27u;
+const RESCALE = 28u;
 
 fn total(v: vec4f) -> f32 {
     return v.x + v.y + v.z + v.w;

@@ -8,7 +8,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> coef: array<f32>;      // [32] one StepCoefficients, guidance, rescale
 @group(0) @binding(2) var<storage, read> x: array<vec4f>;       // [n]
-@group(0) @binding(3) var<storage, read> a: array<acta>;        // [n] or (u, c) [2, n], the answer; KIND 3, 4: [n] v
+@group(0) @binding(3) var<storage, read> a: array<acta>;        // [n] or (u, c) [2, n], the answer; KIND 3, 4: [n] w
 @group(0) @binding(4) var<storage, read> b: array<actb>;        // [n] c; KIND 3: [4, n] h1, h2, h3, s
 @group(0) @binding(5) var<storage, read> noise: array<vec4f>;   // [n]
 @group(0) @binding(6) var<storage, read> factor: array<f32>;    // [n / item]
@@ -17,10 +17,10 @@ struct Params {
 const VALUE = 2u;
 const CLIP = 4u;
 const NEXT = 5u;
-const KEEP = 12u;
-const PUSH = 18u;
-const CLEAN = 19u;
-const GUIDANCE = 26u;
+const KEEP = 13u;
+const PUSH = 19u;
+const CLEAN = 20u;
+const GUIDANCE = 27u;
 
 fn term(c: f32, v: vec4f) -> vec4f {
     return select(c * v, vec4f(), c == 0.0);
@@ -34,8 +34,13 @@ fn answer(i: u32) -> vec4f {
     return all;
 }
 
+fn clipped(w: vec4f) -> vec4f {
+    let finite = (bitcast<vec4u>(w) & vec4u(0x7f800000u)) != vec4u(0x7f800000u);
+    return select(w, clamp(w, vec4f(-coef[CLIP]), vec4f(coef[CLIP])), finite);
+}
+
 fn remember(i: u32) {
-    let v = vec4f(a[i]);
+    let v = clipped(vec4f(a[i]));
     let h1 = vec4f(y[i]);
     let h2 = vec4f(y[p.n + i]);
     let h3 = vec4f(y[2u * p.n + i]);
@@ -59,9 +64,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     }
     if (i >= p.n) { return; }
     if (KIND == 1u) {
-        let v = term(coef[VALUE], x[i]) + term(coef[VALUE + 1u], answer(i));
-        let finite = (bitcast<vec4u>(v) & vec4u(0x7f800000u)) != vec4u(0x7f800000u);
-        y[i] = out(select(v, clamp(v, vec4f(-coef[CLIP]), vec4f(coef[CLIP])), finite));
+        y[i] = out(term(coef[VALUE], x[i]) + term(coef[VALUE + 1u], answer(i)));
         return;
     }
     if (KIND == 2u) {
@@ -72,7 +75,8 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         remember(i);
         return;
     }
-    var next = term(coef[NEXT], x[i]) + term(coef[NEXT + 1u], vec4f(a[i]));
+    let w = vec4f(a[i]);
+    var next = term(coef[NEXT], x[i]) + term(coef[NEXT + 1u], clipped(w)) + term(coef[NEXT + 7u], w);
     for (var k = 0u; k < 4u; k++) {
         next += term(coef[NEXT + 2u + k], vec4f(b[k * p.n + i]));
     }

@@ -2,6 +2,8 @@
 
 #[path = "common/device.rs"]
 mod device;
+#[path = "layouts/families.rs"]
+mod families;
 #[path = "layouts/folders.rs"]
 mod folders;
 #[path = "layouts/gguf.rs"]
@@ -14,8 +16,9 @@ mod writer;
 
 use std::path::PathBuf;
 
+use inknib::quant::QuantSpec;
 use inknib::tensor::Tensor;
-use inknib::weights::read_tensors;
+use inknib::weights::{WeightStore, read_tensors};
 use serde_json::Value;
 
 /// A tensor of a file: name, shape, diffusers' names.
@@ -83,4 +86,34 @@ pub fn safetensors(tensors: &[(String, Tensor)]) -> Vec<u8> {
         (*name, view.unwrap())
     });
     safetensors::serialize(views, None).unwrap()
+}
+
+/// Every tensor of the folder is in the single file's part: same name, shape, numbers and packed words.
+pub fn same_tensors(single: &WeightStore, case: &str) {
+    same_tensors_but(single, case, "nothing");
+}
+
+/// The same for a file without the tensor `gone`.
+pub fn same_tensors_but(single: &WeightStore, case: &str, gone: &str) {
+    let folder = WeightStore::open(golden(case)).unwrap();
+    let mut count = 0;
+    // A numbering that old files carry and no net asks for.
+    let expected = |name: &&str| !name.ends_with("position_ids") && *name != gone;
+    for name in folder.names().filter(expected) {
+        let published = match single.contains(name) {
+            true => name.to_string(),
+            false => format!("text_model.{name}"),
+        };
+        assert_eq!(single.shape(&published).unwrap(), folder.shape(name).unwrap(), "{name}");
+        assert_eq!(single.values(&published).unwrap(), folder.values(name).unwrap(), "{name}");
+        let shape = folder.shape(name).unwrap().to_vec();
+        if matches!(shape.len(), 2 | 4) {
+            let spec = QuantSpec::INT4;
+            let packed = [(single, published.as_str()), (&folder, name)]
+                .map(|(store, name)| store.pack(name, &shape, &spec).unwrap());
+            assert_eq!(packed[0], packed[1], "{name}");
+        }
+        count += 1;
+    }
+    assert_eq!(single.names().count(), count, "{case}");
 }

@@ -222,7 +222,9 @@ def main():
     write("refiner", unet({**read(xl, "unet"), **REFINER}))
     # The small models of tests/golden.
     write("small_unet", unet(golden_config("unet_sd15")))
+    write("small_sd21", unet(golden_config("unet_sd21")))
     write("small_sdxl", unet(golden_config("unet_sdxl")))
+    write("small_lcm", unet(golden_config("unet_lcm")))
     write("small_ssd", unet(golden_config("unet_ssd")))
     write("small_vae", vae(golden_config("vae_kl")))
     write("small_clip", text(golden_config("clip_h"), "cond_stage_model.model.", False))

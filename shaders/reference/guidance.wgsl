@@ -18,8 +18,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> part: array<vec4f>;  // [items, slices] mean and squares of c, of g
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;       // [items]
 
-const GUIDANCE = 26u;
-const RESCALE = 27u;
+const GUIDANCE = 27u;
+const RESCALE = 28u;
 
 fn prompted(i: u32) -> f32 {
     if (PAIR) { return f32(b[i]); }

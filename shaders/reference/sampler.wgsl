@@ -1,10 +1,11 @@
 // The loop of a diffusion sampler, one element each (diffusion/sampler says where the coefficients come from):
 //   KIND 0  y[k, i] = input_scale · x[i]                                    what the network reads, k < copies
-//   KIND 1  y = clamp(value[0] · x + value[1] · answer, −clip, clip)        the row's value v
+//   KIND 1  y = value[0] · x + value[1] · answer                            the row's value w, before the clamp
 //   KIND 2  y = x0[0] · x + x0[1] · answer                                  the clean picture, for previews
-//   KIND 3  y = next · (x, v, h1, h2, h3, s, noise)                         the next x
+//   KIND 3  y = next · (x, v, h1, h2, h3, s, noise, w)                      the next x
 //   KIND 4  (h1, h2, h3, s) = (v, h1, h2 if push, keep · (x, v, h1, h2, h3, s))
-// answer is the network's alone, or (u + guidance · (c − u)) · factor of its answers u without and c with the prompt.
+// where v = clamp(w, −clip, clip). answer is the network's alone, or (u + guidance · (c − u)) · factor of its answers u
+// without and c with the prompt.
 // A term whose coefficient is zero is left out, whatever lies in its memory; what is not finite stays so under the
 // clamp, so that it can be seen.
 struct Params {
@@ -16,7 +17,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> coef: array<f32>;      // [32] one StepCoefficients, guidance, rescale
 @group(0) @binding(2) var<storage, read> x: array<f32>;         // [n]
-@group(0) @binding(3) var<storage, read> a: array<acta>;        // [n] or (u, c) [2, n], the answer; KIND 3, 4: [n] v
+@group(0) @binding(3) var<storage, read> a: array<acta>;        // [n] or (u, c) [2, n], the answer; KIND 3, 4: [n] w
 @group(0) @binding(4) var<storage, read> b: array<actb>;        // [n] c; KIND 3: [4, n] h1, h2, h3, s
 @group(0) @binding(5) var<storage, read> noise: array<f32>;     // [n]
 @group(0) @binding(6) var<storage, read> factor: array<f32>;    // [n / item]
@@ -25,10 +26,10 @@ struct Params {
 const VALUE = 2u;
 const CLIP = 4u;
 const NEXT = 5u;
-const KEEP = 12u;
-const PUSH = 18u;
-const CLEAN = 19u;
-const GUIDANCE = 26u;
+const KEEP = 13u;
+const PUSH = 19u;
+const CLEAN = 20u;
+const GUIDANCE = 27u;
 
 fn term(c: f32, v: f32) -> f32 {
     return select(c * v, 0.0, c == 0.0);
@@ -42,8 +43,13 @@ fn answer(i: u32) -> f32 {
     return all;
 }
 
+fn clipped(w: f32) -> f32 {
+    let finite = (bitcast<u32>(w) & u32(0x7f800000u)) != u32(0x7f800000u);
+    return select(w, clamp(w, f32(-coef[CLIP]), f32(coef[CLIP])), finite);
+}
+
 fn remember(i: u32) {
-    let v = f32(a[i]);
+    let v = clipped(f32(a[i]));
     let h1 = f32(y[i]);
     let h2 = f32(y[p.n + i]);
     let h3 = f32(y[2u * p.n + i]);
@@ -67,9 +73,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     }
     if (i >= p.n) { return; }
     if (KIND == 1u) {
-        let v = term(coef[VALUE], x[i]) + term(coef[VALUE + 1u], answer(i));
-        let finite = (bitcast<u32>(v) & u32(0x7f800000u)) != u32(0x7f800000u);
-        y[i] = out(select(v, clamp(v, f32(-coef[CLIP]), f32(coef[CLIP])), finite));
+        y[i] = out(term(coef[VALUE], x[i]) + term(coef[VALUE + 1u], answer(i)));
         return;
     }
     if (KIND == 2u) {
@@ -80,7 +84,8 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         remember(i);
         return;
     }
-    var next = term(coef[NEXT], x[i]) + term(coef[NEXT + 1u], f32(a[i]));
+    let w = f32(a[i]);
+    var next = term(coef[NEXT], x[i]) + term(coef[NEXT + 1u], clipped(w)) + term(coef[NEXT + 7u], w);
     for (var k = 0u; k < 4u; k++) {
         next += term(coef[NEXT + 2u + k], f32(b[k * p.n + i]));
     }

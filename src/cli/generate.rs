@@ -366,9 +366,8 @@ fn load_tiny(gpu: &Gpu, path: &Path) -> Result<Autoencoder> {
     Autoencoder::load_tiny(&Loader::new(gpu, &store, &recipe), path)
 }
 
-/// The parts of a model that flags replace.
-pub(super) fn assemble(path: &Path, parts: &PartArgs) -> Result<ImageModel> {
-    let mut model = ImageModel::open(path)?;
+/// The model with the parts that flags replace.
+pub(super) fn assemble(mut model: ImageModel, parts: &PartArgs) -> Result<ImageModel> {
     let replaced = [
         (Part::Vae, &parts.vae),
         (Part::TextEncoder, &parts.clip_l),

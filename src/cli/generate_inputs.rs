@@ -18,8 +18,8 @@ use crate::diffusion::sampler::Sampler;
 use crate::diffusion::settings::Settings;
 use crate::diffusion::text_to_image::{Control, LoadOptions, Passes, Previews, Request, Start};
 use crate::quant::AUTO;
-use crate::weights::ImageModel;
 use crate::weights::lora::{Adapters, Lora, Strength};
+use crate::weights::{ImageFamily, ImageModel};
 use crate::{Error, Result};
 
 /// Everything that a run needs, read and checked.
@@ -57,6 +57,11 @@ impl Inputs {
                 Some(PathBuf::from(&record.model)).filter(|_| !record.model.is_empty());
         }
         let path = model_path(&model_args)?;
+        let model = ImageModel::open(&path)?;
+        let unprompted = model.kind().family == ImageFamily::Unconditional;
+        if unprompted {
+            refuse_prompted(args, &path)?;
+        }
         let mut parts = args.parts.clone();
         if let (None, Some(vae)) = (&parts.vae, from_ref.and_then(|r| r.vae.as_ref())) {
             parts.vae = Some(PathBuf::from(&vae.path));
@@ -64,8 +69,8 @@ impl Inputs {
         if parts.vae.is_none() {
             parts.vae = parts.taesd.clone();
         }
-        let model = assemble(&path, &parts)?;
-        let mut request = request(args, from_ref)?;
+        let model = assemble(model, &parts)?;
+        let mut request = request(args, from_ref, unprompted)?;
         let batch = from_ref.and_then(|r| r.batch).filter(|_| args.batch_size == 1);
         if let Some(batch) = batch {
             request.batch = batch.size;
@@ -352,8 +357,37 @@ fn record_of(path: &Path) -> Result<Record> {
     }
 }
 
-/// The request of the flags over a record.
-fn request(args: &Args, from: Option<&Record>) -> Result<Request> {
+/// Refuses flags that say something to a text encoder or a VAE, for a model that has neither.
+fn refuse_prompted(args: &Args, path: &Path) -> Result<()> {
+    let (parts, pictures) = (&args.parts, &args.pictures);
+    let flags = [
+        ("--prompt", args.prompt.as_ref().is_some_and(|text| !text.is_empty())),
+        ("--negative-prompt", args.negative_prompt.as_ref().is_some_and(|text| !text.is_empty())),
+        ("--cfg-scale", args.cfg_scale.is_some()),
+        ("--guidance-rescale", args.guidance_rescale.is_some()),
+        ("--clip-skip", args.clip_skip.is_some()),
+        ("--prompt-syntax", args.prompt_syntax.is_some()),
+        ("--lora", !parts.lora.is_empty()),
+        ("--lora-model-dir", parts.lora_model_dir.is_some()),
+        ("--embedding", !parts.embedding.is_empty()),
+        ("--vae", parts.vae.is_some()),
+        ("--taesd", parts.taesd.is_some()),
+        ("--clip-l", parts.clip_l.is_some()),
+        ("--clip-g", parts.clip_g.is_some()),
+        ("--vae-tiling", parts.vae_tiling || parts.vae_tile_size.is_some()),
+        ("--control-net", !pictures.control_net.is_empty()),
+    ];
+    match flags.into_iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Error::Usage(format!(
+            "{flag} means nothing to {}: an unconditional UNet paints without a prompt and without a VAE",
+            path.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The request of the flags over a record; `unprompted`: for a model without a text encoder.
+fn request(args: &Args, from: Option<&Record>, unprompted: bool) -> Result<Request> {
     let default = Request::default();
     if args.steps == Some(0) {
         return Err(Error::Usage("--steps 0 paints nothing; 20 to 30 are usual".into()));
@@ -364,7 +398,8 @@ fn request(args: &Args, from: Option<&Record>) -> Result<Request> {
     let text = |given: &Option<String>, before: fn(&Record) -> &String| {
         given.clone().or_else(|| from.map(|r| before(r).clone()))
     };
-    let Some(prompt) = text(&args.prompt, |r| &r.prompt) else {
+    let prompt = text(&args.prompt, |r| &r.prompt).or(unprompted.then(String::new));
+    let Some(prompt) = prompt else {
         return Err(Error::Usage(
             "what shall be painted? give -p \"…\", or --from a picture".into(),
         ));
@@ -396,7 +431,10 @@ fn request(args: &Args, from: Option<&Record>) -> Result<Request> {
         width: args.width.or_else(|| from.and_then(|r| positive(r.width))),
         height: args.height.or_else(|| from.and_then(|r| positive(r.height))),
         steps: args.steps.or_else(|| from.and_then(|r| positive(r.steps))).unwrap_or(default.steps),
-        guidance: args.cfg_scale.or(from.map(|r| r.cfg_scale)).unwrap_or(default.guidance),
+        guidance: match unprompted {
+            true => 1.0,
+            false => args.cfg_scale.or(from.map(|r| r.cfg_scale)).unwrap_or(default.guidance),
+        },
         guidance_rescale: args
             .guidance_rescale
             .or_else(|| from.and_then(|r| r.cfg_rescale))

@@ -1,25 +1,30 @@
-//! Latents to pictures and back: AutoencoderKL or AutoencoderTiny, whole or in tiles.
+//! Latents to pictures and back: AutoencoderKL or AutoencoderTiny, whole or in tiles; or nothing at all for
+//! models whose latents are pixels.
 
 use super::image::Image;
 use super::rng::Rng;
 use super::tiling::{Coder, Half, Pixels};
-use crate::Result;
 use crate::gpu::{Buffer, Gpu};
 use crate::graph::{Footprint, PlanOptions};
 use crate::nets::taesd::{TaesdConfig, TaesdDecoder, TaesdEncoder};
+use crate::nets::unet::UnetConfig;
 use crate::nets::vae::{Posterior, VaeConfig, VaeDecoder, VaeEncoder};
 use crate::nn::Loader;
-use crate::weights::{ImageModel, Part};
+use crate::weights::{ImageFamily, ImageModel, Part};
+use crate::{Error, Result};
 
 enum Decoder {
     Kl(Box<VaeDecoder>, VaeConfig),
     Tiny(TaesdDecoder, TaesdConfig),
+    /// There is none: latents are pixels of so many channels.
+    Pixels(usize),
 }
 
 /// The encoder is loaded when a picture is given to start from.
 enum Encoder {
     Kl(Box<VaeEncoder>, VaeConfig),
     Tiny(TaesdEncoder),
+    Pixels(usize),
 }
 
 /// An autoencoder of a model, its decoder on the GPU.
@@ -70,8 +75,37 @@ impl Autoencoder {
         Ok(Autoencoder { decoder: Decoder::Tiny(TaesdDecoder::load(ld, &config)?, config) })
     }
 
+    /// In place of an autoencoder for an unconditional UNet: its latents are pixels in −1..1, gray or RGB.
+    /// None for any other UNet.
+    ///
+    /// # Errors
+    /// `Model` for an unconditional UNet of other channels.
+    pub fn pixels(model: &ImageModel, config: &UnetConfig) -> Result<Option<Autoencoder>> {
+        if config.takes_prompt() {
+            return Ok(None);
+        }
+        match (config.in_channels, config.out_channels) {
+            (channels @ (1 | 3), out) if channels == out => {
+                Ok(Some(Autoencoder { decoder: Decoder::Pixels(channels) }))
+            }
+            (channels, out) => Err(Error::Model(format!(
+                "{}: a UNet from {channels} to {out} channels without a VAE; pictures have 1 or 3, and a \
+                 learned variance is not read here",
+                model.path().display()
+            ))),
+        }
+    }
+
+    /// Whether latents are pixels.
+    pub fn is_pixels(&self) -> bool {
+        matches!(self.decoder, Decoder::Pixels(_))
+    }
+
     /// [`Autoencoder::scale`] of a model on disk.
     pub fn scale_of(model: &ImageModel) -> Result<usize> {
+        if model.kind().family == ImageFamily::Unconditional {
+            return Ok(1);
+        }
         let (fields, source) = model.config(Part::Vae)?;
         Ok(match is_tiny(&fields) {
             true => TaesdConfig::from_value(&fields, &source)?.scale(),
@@ -84,12 +118,14 @@ impl Autoencoder {
         match &self.decoder {
             Decoder::Kl(_, config) => config.scale(),
             Decoder::Tiny(_, config) => config.scale(),
+            Decoder::Pixels(_) => 1,
         }
     }
     pub fn latent_channels(&self) -> usize {
         match &self.decoder {
             Decoder::Kl(_, config) => config.latent_channels,
             Decoder::Tiny(_, config) => config.latent_channels,
+            Decoder::Pixels(channels) => *channels,
         }
     }
     /// Whether the VAE of a model on disk is an AutoencoderTiny.
@@ -100,7 +136,7 @@ impl Autoencoder {
     pub fn kl(&self) -> Option<&VaeConfig> {
         match &self.decoder {
             Decoder::Kl(_, config) => Some(config),
-            Decoder::Tiny(..) => None,
+            Decoder::Tiny(..) | Decoder::Pixels(_) => None,
         }
     }
 
@@ -111,22 +147,25 @@ impl Autoencoder {
             Decoder::Tiny(_, config) => {
                 z.iter().map(|v| v / config.scaling_factor as f32).collect()
             }
+            Decoder::Pixels(_) => z.to_vec(),
         }
     }
 
-    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Coder<'a> {
+    /// None where latents are pixels.
+    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Option<Coder<'a>> {
         let net: &dyn Half = match &self.decoder {
             Decoder::Kl(decoder, _) => decoder.as_ref(),
             Decoder::Tiny(decoder, _) => decoder,
+            Decoder::Pixels(_) => return None,
         };
         let mut coder = Coder::decoder(gpu, self.scale(), net);
         coder.plan = plan.clone();
-        coder
+        Some(coder)
     }
 
     /// Memory that latents of this shape take when they are decoded in one piece.
     pub fn footprint(&self, gpu: &Gpu, plan: &PlanOptions, shape: [usize; 4]) -> Result<Footprint> {
-        self.coder(gpu, plan).footprint(shape)
+        self.coder(gpu, plan).map_or(Ok(Footprint::default()), |coder| coder.footprint(shape))
     }
     /// As [`Autoencoder::footprint`], in tiles of `side` latents.
     pub fn tiled_footprint(
@@ -136,9 +175,10 @@ impl Autoencoder {
         shape: [usize; 4],
         side: usize,
     ) -> Result<Footprint> {
-        self.coder(gpu, plan).tiled_footprint(shape, side)
+        let coder = self.coder(gpu, plan);
+        coder.map_or(Ok(Footprint::default()), |coder| coder.tiled_footprint(shape, side))
     }
-    /// The side of tiles for latents of this shape; see [`Coder::tile_side`].
+    /// The side of tiles for latents of this shape, see [`Coder::tile_side`]; 0 where latents are pixels.
     pub fn tile_side(
         &self,
         gpu: &Gpu,
@@ -146,7 +186,7 @@ impl Autoencoder {
         shape: [usize; 4],
         want: u64,
     ) -> Result<usize> {
-        self.coder(gpu, plan).tile_side(shape, want)
+        self.coder(gpu, plan).map_or(Ok(0), |coder| coder.tile_side(shape, want))
     }
 
     /// Latents `[n, h, w, c]` in a buffer → pictures, in tiles of `tile` latents where that is given. A
@@ -176,12 +216,26 @@ impl Autoencoder {
         let mut decoded = Decoded { images: Vec::new(), not_finite: 0 };
         for item in values.chunks_exact((h * w * c).max(1)) {
             let x = Pixels { shape: [1, h, w, c], values: item.to_vec() };
-            let y = self.coder(gpu, plan).run(&x, tile, &mut |_, _| ())?;
+            let y = match self.coder(gpu, plan) {
+                Some(coder) => coder.run(&x, tile, &mut |_, _| ())?,
+                None => rgb(x),
+            };
             let (image, bad) = Image::from_vae(&y.values, y.shape[2], y.shape[1])?;
             decoded.images.push(image);
             decoded.not_finite += bad;
         }
         Ok(decoded)
+    }
+}
+
+/// Gray pixels as red, green and blue.
+fn rgb(x: Pixels) -> Pixels {
+    let [b, h, w, c] = x.shape;
+    match c {
+        1 => {
+            Pixels { shape: [b, h, w, 3], values: x.values.iter().flat_map(|v| [*v; 3]).collect() }
+        }
+        _ => x,
     }
 }
 
@@ -209,6 +263,11 @@ impl PictureEncoder {
         })
     }
 
+    /// For a model whose latents are pixels of 1 (gray) or 3 channels.
+    pub fn pixels(channels: usize) -> PictureEncoder {
+        PictureEncoder { encoder: Encoder::Pixels(channels), scale: 1 }
+    }
+
     /// A picture `[height, width, 3]` in −1..1 → latents `[n, h, w, c]` as the sampler has them. Those of
     /// an AutoencoderKL are drawn from its posterior, as in diffusers' pipelines.
     pub fn encode(
@@ -221,7 +280,8 @@ impl PictureEncoder {
         tile: Option<usize>,
     ) -> Result<Vec<f32>> {
         let x = Pixels { shape: [1, height, width, 3], values: image.to_vec() };
-        let y = self.coder(gpu, plan).run(&x, tile, &mut |_, _| ())?;
+        let Some(coder) = self.coder(gpu, plan) else { return Ok(self.as_pixels(image).repeat(n)) };
+        let y = coder.run(&x, tile, &mut |_, _| ())?;
         let Encoder::Kl(_, config) = &self.encoder else { return Ok(y.values.repeat(n)) };
         let [_, h, w, c2] = y.shape;
         let posterior = Posterior::new([n, h, w, c2], &y.values.repeat(n))?;
@@ -229,14 +289,28 @@ impl PictureEncoder {
         Ok(config.scaled(&posterior.sample(&noise)?))
     }
 
-    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Coder<'a> {
+    /// Pixels `[height, width, 3]` as the latents of a model without a VAE.
+    fn as_pixels(&self, image: &[f32]) -> Vec<f32> {
+        match self.encoder {
+            Encoder::Pixels(1) => {
+                // Luma of ITU-R BT.601, as Pillow makes gray pictures.
+                let gray = |p: &[f32]| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
+                image.chunks_exact(3).map(gray).collect()
+            }
+            _ => image.to_vec(),
+        }
+    }
+
+    /// None where latents are pixels.
+    fn coder<'a>(&'a self, gpu: &'a Gpu, plan: &PlanOptions) -> Option<Coder<'a>> {
         let net: &dyn Half = match &self.encoder {
             Encoder::Kl(encoder, _) => encoder.as_ref(),
             Encoder::Tiny(encoder) => encoder,
+            Encoder::Pixels(_) => return None,
         };
         let mut coder = Coder::encoder(gpu, self.scale, net);
         coder.plan = plan.clone();
-        coder
+        Some(coder)
     }
 
     /// Memory that a picture takes, besides weights; in tiles of `tile` latents where that is given.
@@ -247,7 +321,8 @@ impl PictureEncoder {
         [height, width]: [usize; 2],
         tile: Option<usize>,
     ) -> Result<Footprint> {
-        let (coder, shape) = (self.coder(gpu, plan), [1, height, width, 3]);
+        let shape = [1, height, width, 3];
+        let Some(coder) = self.coder(gpu, plan) else { return Ok(Footprint::default()) };
         tile.map_or_else(|| coder.footprint(shape), |side| coder.tiled_footprint(shape, side))
     }
 }

@@ -10,6 +10,7 @@ use super::sampler::StepCoefficients;
 use super::sizes::check_size;
 use crate::gpu::Gpu;
 use crate::graph::PlanOptions;
+use crate::weights::ImageFamily;
 use crate::{Error, Result};
 
 /// Makes the beginning of a run.
@@ -20,6 +21,7 @@ pub(super) struct Beginning<'a> {
     pub shape: [usize; 4],
     /// Pixels for one latent.
     pub scale: usize,
+    pub family: ImageFamily,
     /// Channels that the UNet takes.
     pub channels: usize,
     /// The schedule's first row, and the spread of the noise before it.
@@ -51,6 +53,11 @@ impl Beginning<'_> {
             }
             None if self.nine() => Err(Error::Usage(
                 "an inpainting model (9 channels) needs -i PICTURE and --mask MASK".into(),
+            )),
+            None if self.family == ImageFamily::SdxlRefiner => Err(Error::Usage(
+                "SDXL's refiner was trained on the last fifth of the noise levels and works on a picture; give \
+                 -i PICTURE, with a strength of about 0.3"
+                    .into(),
             )),
             None => Ok((self.scaled(&rng.randn_nhwc(n, h, w, c)), Inpaint::No)),
         }

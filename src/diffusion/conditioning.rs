@@ -33,6 +33,13 @@ pub(super) struct Context {
     pub tokens: usize,
 }
 
+impl Context {
+    /// One item without a prompt.
+    pub fn none() -> Context {
+        Context { values: Vec::new(), pooled: Vec::new(), items: 1, tokens: 0 }
+    }
+}
+
 impl TextEncoder {
     /// Loads the encoder of a model, with the vectors of embeddings behind its table of tokens.
     pub fn load(

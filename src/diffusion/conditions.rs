@@ -123,8 +123,13 @@ impl Conditioner<'_> {
         let Conditioner { gpu, plan, .. } = *self;
         let act = self.options.act;
         let mut warnings = Vec::new();
-        let encode = Encode { gpu, act, plan, family: self.model.kind().family };
-        let context = encode.context(self.encoders, self.model, request, guided, &mut warnings)?;
+        let context = match self.config.takes_prompt() {
+            true => {
+                let encode = Encode { gpu, act, plan, family: self.model.kind().family };
+                encode.context(self.encoders, self.model, request, guided, &mut warnings)?
+            }
+            false => Context::none(),
+        };
         let (tables, rows, passes) = self.hoist(&context, table, about, request.batch)?;
         if let Some(unused) = self.options.adapters.as_ref().map(|a| a.unused())
             && let Some(first) = unused.first()

@@ -65,6 +65,9 @@ impl Hoisted<'_> {
         items: Range<usize>,
         copies: usize,
     ) -> Result<KeysValues> {
+        if net.is_empty() {
+            return Ok(Vec::new());
+        }
         let channels = self.config.cross_attention_dim;
         let each = context.values.len() / context.items;
         if each != context.tokens * channels {
@@ -131,6 +134,9 @@ impl Hoisted<'_> {
         items: usize,
         copies: usize,
     ) -> Result<Measured<KeysValues>> {
+        if net.is_empty() {
+            return Ok(Measured { values: Vec::new(), taken: 0, kept: 0 });
+        }
         let graph = Graph::new(self.act);
         let pairs = self.record_keys_values(&graph, net, tokens, items);
         let footprint = Plan::footprint(self.gpu, &graph, self.plan)?;

@@ -11,10 +11,11 @@ use crate::Result;
 use crate::gpu::Elem;
 use crate::graph::PlanOptions;
 use crate::nets::unet::UnetConfig;
+use crate::nets::unet2d::Unet2dConfig;
 use crate::nn::Loader;
 use crate::quant::Recipe;
 use crate::weights::lora::{Adapters, LoraNet};
-use crate::weights::{ImageModel, Part, WeightStore};
+use crate::weights::{ImageFamily, ImageModel, Part, WeightStore};
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -111,5 +112,8 @@ pub(super) fn schedule(model: &ImageModel) -> Result<ScheduleConfig> {
 
 pub(super) fn unet_config(model: &ImageModel) -> Result<UnetConfig> {
     let (fields, source) = model.config(Part::Unet)?;
-    UnetConfig::from_value(&fields, &source)
+    match model.kind().family {
+        ImageFamily::Unconditional => Ok(Unet2dConfig::from_value(&fields, &source)?.unet),
+        _ => UnetConfig::from_value(&fields, &source),
+    }
 }

@@ -37,9 +37,7 @@ pub fn needs(
 ) -> Result<Needs> {
     let config = unet_config(model)?;
     let items = if request.guided(&config) { 2 } else { 1 };
-    let (vae_store, vae_recipe) = part(model, Part::Vae, &options.weights)?;
-    let vae_loader = Loader::outline(gpu, &vae_store, &vae_recipe);
-    let vae = Autoencoder::load(&vae_loader, model)?;
+    let (vae, vae_report) = outline_vae(gpu, model, &config, options)?;
     let (width, height) = size(request, &config, vae.scale())?;
     let (sampler, own) = request.schedule(&schedule(model)?)?;
     let family = model.kind().family;
@@ -54,7 +52,7 @@ pub fn needs(
         needs: Needs::default(),
         before: Before::default(),
     };
-    all.stays(&vae_loader.report());
+    all.stays(&vae_report);
     all.texts(model)?;
     let (store, recipe) = part(model, Part::Unet, &options.weights)?;
     let outline = || with_adapters(Loader::outline(gpu, &store, &recipe), Part::Unet, options);
@@ -75,11 +73,27 @@ pub fn needs(
     };
     all.decode(&vae, shape)?;
     all.preview(&vae, shape)?;
-    if request.start.is_some() {
-        let loader = Loader::outline(gpu, &vae_store, &vae_recipe);
+    if request.start.is_some() && !vae.is_pixels() {
+        let (store, recipe) = part(model, Part::Vae, &options.weights)?;
+        let loader = Loader::outline(gpu, &store, &recipe);
         all.encode(&PictureEncoder::load(&loader, model)?, &loader.report())?;
     }
     Ok(all.finish())
+}
+
+/// The decoder of a model's VAE without its weights, and what they would take.
+fn outline_vae(
+    gpu: &Gpu,
+    model: &ImageModel,
+    config: &UnetConfig,
+    options: &LoadOptions,
+) -> Result<(Autoencoder, LoadReport)> {
+    if let Some(pixels) = Autoencoder::pixels(model, config)? {
+        return Ok((pixels, LoadReport::default()));
+    }
+    let (store, recipe) = part(model, Part::Vae, &options.weights)?;
+    let loader = Loader::outline(gpu, &store, &recipe);
+    Ok((Autoencoder::load(&loader, model)?, loader.report()))
 }
 
 /// Bytes of matrices of which a report has only outlines.
@@ -294,6 +308,9 @@ impl Measure<'_> {
     }
 
     fn decode(&mut self, vae: &Autoencoder, [_, h, w, c]: [usize; 4]) -> Result<()> {
+        if vae.is_pixels() {
+            return Ok(());
+        }
         let (gpu, options, want) = (self.gpu, self.options, self.needs.step_joined);
         let (binding, shape) = (gpu.caps().max_binding_bytes, [1, h, w, c]);
         // A tile that takes no more than a step costs no memory at all.

@@ -82,7 +82,8 @@ impl MemoryPlan {
         (tiled, passes): (bool, Passes),
         resident: Option<u64>,
     ) -> MemoryPlan {
-        let vae_tile = tiled.then_some(needs.tile);
+        // Models whose latents are pixels have nothing to tile.
+        let vae_tile = tiled.then_some(needs.tile).filter(|tile| *tile > 0);
         let mut plan = MemoryPlan { budget, needs, vae_tile, passes, resident, peak: 0 };
         plan.peak = plan.expected();
         plan

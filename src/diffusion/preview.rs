@@ -55,6 +55,13 @@ fn published(vae: &VaeConfig) -> Option<&'static [[f32; 3]]> {
     }
 }
 
+/// The map of latents that are pixels: red, green and blue, or gray.
+fn pixels(channels: usize) -> Vec<[f32; 3]> {
+    let colour =
+        |channel: usize| [0, 1, 2].map(|rgb| f32::from(u8::from(channels == 1 || rgb == channel)));
+    (0..channels).map(colour).chain([[0.0; 3]]).collect()
+}
+
 impl Projection {
     /// Pictures of noise that a map is fitted to, and their sides in latents.
     const FIT: [usize; 2] = [4, 16];
@@ -70,6 +77,9 @@ impl Projection {
     /// # Errors
     /// As decoding has them.
     pub fn of(vae: &Autoencoder, gpu: &Gpu, plan: &PlanOptions) -> Result<Projection> {
+        if vae.is_pixels() {
+            return Ok(Projection { factors: pixels(vae.latent_channels()) });
+        }
         match vae.kl().and_then(published) {
             Some(factors) => Ok(Projection { factors: factors.to_vec() }),
             None => Projection::fit(vae, gpu, plan),

@@ -1,5 +1,7 @@
 //! What is to be painted, and what a finished picture tells of itself.
 
+use std::path::Path;
+
 use super::image::Image;
 use super::image_input::Mask;
 use super::prompt::PromptSyntax;
@@ -19,7 +21,8 @@ pub struct Request {
     pub width: Option<usize>,
     pub height: Option<usize>,
     pub steps: usize,
-    /// Guidance scale; 1 turns guidance off and halves the work.
+    /// Guidance scale; 1 turns guidance off and halves the work. Without effect on a model without a
+    /// prompt.
     pub guidance: f64,
     /// How far a guided answer is brought back to the spread of the one with the prompt (arXiv
     /// 2305.08891, φ): 0 not at all, 1 wholly.
@@ -89,6 +92,24 @@ pub struct Control {
 }
 
 impl Request {
+    /// Refuses what says something to a text encoder, for the model at `path`, which has none.
+    pub fn check_unprompted(&self, path: &Path) -> Result<()> {
+        let given = [
+            ("a prompt", !self.prompt.is_empty()),
+            ("a negative prompt", !self.negative.is_empty()),
+            ("CLIP skip", self.clip_skip > 0),
+            ("guidance rescale", self.guidance_rescale > 0.0),
+            ("a ControlNet", !self.controls.is_empty()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((what, _)) => Err(Error::Usage(format!(
+                "{}: an unconditional UNet, which nothing steers; leave out {what}",
+                path.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses numbers that mean nothing, with what would do.
     pub fn check(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::Usage(what));
@@ -159,7 +180,7 @@ impl Request {
     /// Whether the UNet is asked with and without the prompt. A model that was distilled with the scale as
     /// an input is asked once.
     pub(super) fn guided(&self, config: &UnetConfig) -> bool {
-        self.guidance != 1.0 && config.time_cond_proj_dim.is_none()
+        self.guidance != 1.0 && config.time_cond_proj_dim.is_none() && config.takes_prompt()
     }
 }
 

@@ -21,14 +21,15 @@ use super::sampler::StepCoefficients;
 use super::schedule::ScheduleConfig;
 use super::sizes::{default_size, size};
 pub use super::sizes::{size_step, trained_size};
+use crate::Result;
 use crate::gpu::{Buffer, Gpu, interrupted};
 use crate::graph::PlanOptions;
 use crate::nets::unet::{Unet, UnetConfig};
 use crate::nn::{LoadReport, LoadedTensor, Loader};
-use crate::weights::{ImageFamily, ImageModel, Part};
-use crate::{Error, Result};
+use crate::weights::{ImageModel, Part};
 
-/// A Stable-Diffusion-shaped model: text encoders, UNet, VAE, schedule.
+/// A Stable-Diffusion-shaped model: text encoders, UNet, VAE, schedule; or an unconditional UNet and its
+/// schedule, whose latents are pixels.
 pub struct TextToImage {
     gpu: Gpu,
     model: ImageModel,
@@ -79,13 +80,6 @@ impl TextToImage {
         options: LoadOptions,
         on_tensor: &OnTensor<'_>,
     ) -> Result<TextToImage> {
-        if model.kind().family == ImageFamily::Unconditional {
-            return Err(Error::Model(format!(
-                "{}: an unconditional UNet, which no prompt steers; here it can be held against diffusers with `inknib \
-                 verify`, but not painted with",
-                model.path().display()
-            )));
-        }
         let schedule = schedule(&model)?;
         let config = unet_config(&model)?;
         let mut opening = Opening {
@@ -104,7 +98,10 @@ impl TextToImage {
             opening.load(which, true, |ld| TextEncoder::load(ld, &model, which, added))
         });
         let encoders = texts.collect::<Result<_>>()?;
-        let vae = opening.load(Part::Vae, false, |ld| Autoencoder::load(ld, &model))?;
+        let vae = match Autoencoder::pixels(&model, &config)? {
+            Some(pixels) => pixels,
+            None => opening.load(Part::Vae, false, |ld| Autoencoder::load(ld, &model))?,
+        };
         let report = opening.report;
         let (gpu, conditions) = (gpu.clone(), LastConditions::default());
         Ok(TextToImage {
@@ -149,6 +146,9 @@ impl TextToImage {
     /// `Usage` for sizes and step counts that cannot be served.
     pub fn prepare(&self, request: &Request) -> Result<Run> {
         request.check()?;
+        if !self.config.takes_prompt() {
+            request.check_unprompted(self.model.path())?;
+        }
         let (width, height) = size(request, &self.config, self.vae.scale())?;
         let guided = request.guided(&self.config);
         let options = self.options.plan_options();
@@ -166,6 +166,7 @@ impl TextToImage {
             plan: &options,
             shape,
             scale: factor,
+            family: self.model.kind().family,
             channels: self.config.in_channels,
             first: &table[0],
             sigma: sampler.init_noise_sigma(&schedule, request.steps)?,
@@ -223,6 +224,9 @@ impl TextToImage {
 
     /// The encoder of the VAE, which is on the GPU only as long as it is used.
     fn encoder(&self) -> Result<PictureEncoder> {
+        if self.vae.is_pixels() {
+            return Ok(PictureEncoder::pixels(self.vae.latent_channels()));
+        }
         let (store, recipe) = part(&self.model, Part::Vae, &self.options.weights)?;
         PictureEncoder::load(&Loader::new(&self.gpu, &store, &recipe), &self.model)
     }

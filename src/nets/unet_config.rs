@@ -188,6 +188,11 @@ impl UnetConfig {
         Ok(self)
     }
 
+    /// Whether there is a prompt: not in a UNet2DModel.
+    pub fn takes_prompt(&self) -> bool {
+        !matches!(self.class, Class::Unconditional { .. })
+    }
+
     /// Height and width of the latents that it was trained on, where the file says.
     pub fn sample_size(&self) -> Option<(usize, usize)> {
         let sides = self.sample_size.as_ref()?.expand(2).ok()?;

@@ -197,6 +197,11 @@ impl UnetContext {
         Ok(UnetContext { projections })
     }
 
+    /// Whether there is no cross attention at all, as in a UNet2DModel.
+    pub fn is_empty(&self) -> bool {
+        self.projections.is_empty()
+    }
+
     /// The text encoder's output `[B, S, C]` → keys and values per cross attention, in the order they
     /// run.
     #[track_caller]

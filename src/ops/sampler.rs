@@ -13,7 +13,7 @@ use crate::{Result, params, source};
 const FAST: Source = source!("sampler.wgsl");
 const REFERENCE: Source = source!("reference/sampler.wgsl");
 
-/// Floats in the `coef` input: the 26 of a row in memory order, then the guidance scale, guidance rescale, zeros.
+/// Floats in the `coef` input: the 27 of a row in memory order, then the guidance scale, guidance rescale, zeros.
 pub const COEFFICIENTS: usize = 32;
 /// Parts of the memory between rows: three older values, newest first, and the kept sample.
 pub const MEMORY: usize = 4;
@@ -93,9 +93,8 @@ pub fn model_input<'g>(x: Var<'g>, coef: Var<'g>, copies: usize) -> Var<'g> {
     x.graph().record(op, &[coef, x], fits, x.graph().act())
 }
 
-/// The value that x and the network's answer stand for at this row: x f32 `[n, h, w, c]` and an [`Answer`] give f32
-/// like x. Two answers are joined by classifier-free guidance, arXiv 2207.12598. Values that are not finite are
-/// not clamped.
+/// The value that x and the network's answer stand for at this row, not clamped yet: x f32 `[n, h, w, c]` and an
+/// [`Answer`] give f32 like x. Two answers are joined by classifier-free guidance, arXiv 2207.12598.
 #[track_caller]
 pub fn predict_value<'g>(x: Var<'g>, answer: impl Into<Answer<'g>>, coef: Var<'g>) -> Var<'g> {
     predict(Kind::Value, x, answer.into(), coef)
@@ -132,7 +131,7 @@ fn predict<'g>(kind: Kind, x: Var<'g>, answer: Answer<'g>, coef: Var<'g>) -> Var
 }
 
 /// The next sample: x, the row's value and noise are f32 of one shape, memory is f32 of [`MEMORY`] times as many
-/// elements. A part whose coefficient is zero may hold anything.
+/// elements. A part whose coefficient is zero may hold anything; a value that is not finite is not clamped.
 #[track_caller]
 pub fn step<'g>(
     x: Var<'g>,

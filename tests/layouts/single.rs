@@ -10,37 +10,13 @@ use inknib::quant::{QuantSpec, Recipe};
 use inknib::weights::{ImageFamily, ImageModel, Part, WeightStore};
 
 use crate::device::gpu;
-use crate::{golden, renamed, safetensors};
+use crate::{golden, renamed, safetensors, same_tensors};
 
 /// A whole Stable Diffusion 1.x: UNet, VAE and a text encoder (here OpenCLIP's).
 fn whole() -> Vec<u8> {
     let parts = [("unet_sd15", "small_unet"), ("vae_kl", "small_vae"), ("clip_h", "small_clip")];
     let tensors: Vec<_> = parts.iter().flat_map(|(case, lines)| renamed(case, lines)).collect();
     safetensors(&tensors)
-}
-
-/// Every tensor of the folder is in the single file's part: same name, shape, numbers and words.
-fn same_tensors(single: &WeightStore, case: &str) {
-    let folder = WeightStore::open(golden(case)).unwrap();
-    let mut count = 0;
-    // A numbering that old files carry and no net asks for.
-    for name in folder.names().filter(|name| !name.ends_with("position_ids")) {
-        let published = match single.contains(name) {
-            true => name.to_string(),
-            false => format!("text_model.{name}"),
-        };
-        assert_eq!(single.shape(&published).unwrap(), folder.shape(name).unwrap(), "{name}");
-        assert_eq!(single.values(&published).unwrap(), folder.values(name).unwrap(), "{name}");
-        let shape = folder.shape(name).unwrap().to_vec();
-        if matches!(shape.len(), 2 | 4) {
-            let spec = QuantSpec::INT4;
-            let packed = [(single, published.as_str()), (&folder, name)]
-                .map(|(store, name)| store.pack(name, &shape, &spec).unwrap());
-            assert_eq!(packed[0], packed[1], "{name}");
-        }
-        count += 1;
-    }
-    assert_eq!(single.names().count(), count, "{case}");
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn plain() -> StepCoefficients {
         input_scale: 1.0,
         value: [0.0, 1.0],
         clip: f32::MAX,
-        next: [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0],
+        next: [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         keep: [1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         push: 1.0,
         x0: [0.0, 1.0],
@@ -245,7 +245,9 @@ fn parts_with_coefficient_zero_may_hold_anything() {
 
 #[test]
 fn the_clip_holds_and_does_not_hide_what_is_not_finite() {
-    let row = StepCoefficients { clip: 1.0, ..plain() };
+    // Twice the clamped value and once as it was.
+    let next = [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
+    let row = StepCoefficients { clip: 1.0, next, ..plain() };
     for kernels in BOTH {
         let case = Case {
             row: &row,
@@ -258,9 +260,10 @@ fn the_clip_holds_and_does_not_hide_what_is_not_finite() {
             state: &State::new(vec![0.0; 4]),
             noise: &[0.0; 4],
         };
-        let Some(Result { value, .. }) = run(&case) else { return };
-        assert_eq!(value[..2], [1.0, -1.0]);
-        assert!(!value[2].is_finite() && !value[3].is_finite(), "{value:?}");
+        let Some(Result { next, memory, .. }) = run(&case) else { return };
+        assert_eq!((&next[..2], &memory[..2]), (&[7.0, -7.0][..], &[1.0, -1.0][..]));
+        assert!(!next[2].is_finite() && !next[3].is_finite(), "{next:?}");
+        assert!(!memory[2].is_finite() && !memory[3].is_finite(), "{memory:?}");
     }
 }
 

@@ -56,8 +56,10 @@ pub fn apply(
     let mut values = Vec::with_capacity(n);
     for i in 0..n {
         let x = state.x[i];
-        let v = (row.value[0] * x + row.value[1] * out[i]).clamp(-row.clip, row.clip);
-        let known = [x, v, h1[i], h2[i], h3[i], state.saved[i], noise.map_or(0.0, |n| n[i])];
+        let w = row.value[0] * x + row.value[1] * out[i];
+        let v = w.clamp(-row.clip, row.clip);
+        let drawn = noise.map_or(0.0, |n| n[i]);
+        let known = [x, v, h1[i], h2[i], h3[i], state.saved[i], drawn, w];
         after.x.push(sum(&row.next, &known));
         after.saved.push(sum(&row.keep, &known));
         values.push(v);

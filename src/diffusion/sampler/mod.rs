@@ -5,8 +5,9 @@
 //! says all that happens after the network has answered:
 //! ```text
 //! out   = network(input_scale * x, timestep)
-//! v     = clamp(value[0] * x + value[1] * out, -clip, clip)
-//! x'    = next · (x, v, h1, h2, h3, s, noise)
+//! w     = value[0] * x + value[1] * out
+//! v     = clamp(w, -clip, clip)
+//! x'    = next · (x, v, h1, h2, h3, s, noise, w)
 //! s'    = keep · (x, v, h1, h2, h3, s)
 //! h1, h2, h3 = v, h1, h2        where push is 1
 //! ```
@@ -40,7 +41,7 @@ pub const HISTORY: usize = 3;
 /// Floats of the buffer that a step on the GPU reads: a [`StepCoefficients`], guidance, guidance rescale, zeros.
 pub const COEFFICIENTS: usize = 32;
 
-/// One evaluation of the network: 26 words, in the order in which the shaders read them.
+/// One evaluation of the network: 27 words, in the order in which the shaders read them.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct StepCoefficients {
@@ -48,12 +49,12 @@ pub struct StepCoefficients {
     pub timestep: f32,
     /// The network's input is `input_scale * x`.
     pub input_scale: f32,
-    /// v = value[0] * x + value[1] * out.
+    /// w = value[0] * x + value[1] * out.
     pub value: [f32; 2],
-    /// Bound of |v|; `f32::MAX` where there is none.
+    /// v is w within this bound; `f32::MAX` where there is none.
     pub clip: f32,
-    /// x' = next · (x, v, h1, h2, h3, s, noise).
-    pub next: [f32; 7],
+    /// x' = next · (x, v, h1, h2, h3, s, noise, w).
+    pub next: [f32; 8],
     /// s' = keep · (x, v, h1, h2, h3, s).
     pub keep: [f32; 6],
     /// 1: v becomes the newest of the history. 0: the history stays.
@@ -86,10 +87,10 @@ impl StepCoefficients {
 
     /// What a step on the GPU reads: the row, the guidance scale, and how much of guidance rescale there is.
     pub fn with_guidance(&self, guidance: f32, rescale: f32) -> [f32; COEFFICIENTS] {
-        let own: [f32; 26] = bytemuck::cast(*self);
+        let own: [f32; 27] = bytemuck::cast(*self);
         let mut all = [0.0; COEFFICIENTS];
-        all[..26].copy_from_slice(&own);
-        (all[26], all[27]) = (guidance, rescale);
+        all[..27].copy_from_slice(&own);
+        (all[27], all[28]) = (guidance, rescale);
         all
     }
 }

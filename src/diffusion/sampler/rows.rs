@@ -13,9 +13,11 @@ pub(super) const V: usize = 1;
 pub(super) const OLDER: usize = 2;
 pub(super) const SAVED: usize = 5;
 pub(super) const NOISE: usize = 6;
+/// v before it was clamped.
+const UNCLAMPED: usize = 7;
 
-/// Coefficients of (x, v, h1, h2, h3, s, noise).
-pub(super) type Terms = [f64; 7];
+/// Coefficients of (x, v, h1, h2, h3, s, noise, w).
+pub(super) type Terms = [f64; 8];
 
 /// [α, σ] of x = α · x0 + σ · noise.
 pub(super) type Level = [f64; 2];
@@ -111,7 +113,7 @@ impl Row {
             )));
         }
         let floor = SMALLEST_ALPHA_CUMPROD.sqrt();
-        let [kx, kv, k1, k2, k3, ks, _] = keep;
+        let [kx, kv, k1, k2, k3, ks, ..] = keep;
         Ok(StepCoefficients {
             timestep: self.timestep as f32,
             input_scale: (1.0 / norm) as f32,
@@ -131,7 +133,7 @@ impl Row {
 
 /// Zero but for the given positions.
 pub(super) fn terms(given: &[(usize, f64)]) -> Terms {
-    let mut all = [0.0; 7];
+    let mut all = [0.0; 8];
     for (position, value) in given {
         all[*position] += value;
     }
@@ -211,8 +213,8 @@ impl<'a> Run<'a> {
         (self.schedule.sigmas[i], self.schedule.sigmas[i + 1])
     }
 
-    /// Equations 12 and 16 of arXiv 2010.02502. Under clipping the noise is taken from the clipped x0
-    /// (diffusers' `use_clipped_model_output`).
+    /// Equations 12 and 16 of arXiv 2010.02502. The direction towards x is the network's own noise, under
+    /// clipping too, as in diffusers without `use_clipped_model_output`.
     fn ddim(&self, i: usize, eta: f64) -> Row {
         let t = self.schedule.timesteps[i];
         let (alpha, before) = (self.alpha(t), self.alpha_or_final(t - self.stride()));
@@ -220,7 +222,9 @@ impl<'a> Run<'a> {
         let std = eta * variance.max(0.0).sqrt();
         let direction = (1.0 - before - std * std).max(0.0).sqrt();
         let [a, s] = alpha_level(alpha);
-        let next = [(X, direction / s), (V, before.sqrt() - direction * a / s), (NOISE, std)];
+        let own = if self.config.clip().is_some() { UNCLAMPED } else { V };
+        let next =
+            [(X, direction / s), (V, before.sqrt()), (own, -direction * a / s), (NOISE, std)];
         Row::clean(i, t, [a, s], terms(&next))
     }
 

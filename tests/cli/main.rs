@@ -1,6 +1,8 @@
 //! The binary from outside: answers, one-line errors that name the thing, exit codes, and no file half
 //! written. Tests that need a GPU say so in one line and pass where there is no adapter.
 
+mod pictures;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
@@ -425,56 +427,6 @@ fn change(file: &Path, from: &str, to: &str) {
 fn cut(file: &Path) {
     let bytes = std::fs::read(file).unwrap();
     std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
-}
-
-#[test]
-fn generate_refuses_bad_input_and_writes_nothing() {
-    if !gpu() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out").join("p.png");
-    std::fs::create_dir(out.parent().unwrap()).unwrap();
-    let generate = |flags: &[&str], code: i32, words: &[&str]| {
-        let args = ["generate", "-p", "a boat", "--steps", "1", "-o", str(&out)];
-        let args: Vec<&str> = match flags.contains(&"--steps") {
-            true => args.iter().filter(|a| !["--steps", "1"].contains(a)).copied().collect(),
-            false => args.to_vec(),
-        };
-        refused(&[&args[..], flags].concat(), code, words);
-        assert_eq!(files(out.parent().unwrap()), [] as [PathBuf; 0], "{flags:?}");
-    };
-    generate(&["-W", "100"], 2, &["100", "multiples"]);
-    generate(&["-H", "0"], 2, &["0", "multiples"]);
-    generate(&["--steps", "0"], 2, &["--steps 0"]);
-    generate(&["--steps", "-3"], 2, &["'-3'"]);
-    generate(&["--cfg-scale", "nan"], 2, &["--cfg-scale"]);
-    generate(&["--sampling-method", "fast"], 2, &["fast", "euler"]);
-    generate(&["--scheduler", "straight"], 2, &["straight", "karras"]);
-    generate(&["--weights", "int5"], 2, &["int5", "fp16"]);
-    generate(&["--device", "no such GPU"], 3, &["no such GPU", "0 = "]);
-    generate(&["--weights", "fp16", "--vram-budget", "1M"], 5, &["budget", "--vram-budget"]);
-    generate(&["-m", "no-such-model"], 4, &["no-such-model", "INKNIB_MODELS"]);
-    generate(&["-m", "models/demo-chat"], 4, &["models/demo-chat", "inknib chat"]);
-
-    // FP16 as stored, because packing takes longer than finding the damage.
-    let model = folder.path().join("model");
-    let damaged = ["--weights", "fp16", "-m", str(&model)];
-    copy_of("demo-scenes", &model);
-    let config = model.join("unet/config.json");
-    change(&config, "\"cross_attention_dim\": ", "\"cross_attention_dim\": 1");
-    generate(&damaged, 4, &["unet", "shape"]);
-    change(&config, "\"cross_attention_dim\": 1", "\"cross_attention_dim\": ");
-    change(&model.join("model_index.json"), "StableDiffusionPipeline", "FluxPipeline");
-    generate(&damaged, 4, &["model_index.json", "`FluxPipeline`"]);
-    change(&model.join("model_index.json"), "FluxPipeline", "StableDiffusionPipeline");
-    cut(&model.join("tokenizer/tokenizer.json"));
-    generate(&damaged, 4, &["tokenizer.json"]);
-    copy_of("demo-scenes", &model);
-    cut(&model.join("vae/diffusion_pytorch_model.safetensors"));
-    generate(&damaged, 4, &["vae", "diffusion_pytorch_model.safetensors"]);
-    let gone = folder.path().join("gone").join("p.png");
-    refused(&["generate", "-p", "x", "-o", str(&gone)], 2, &["gone", "existing folder"]);
 }
 
 #[test]
