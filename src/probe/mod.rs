@@ -13,6 +13,7 @@ pub mod perplexity;
 pub mod scorer;
 pub mod selftest;
 mod selftest_cases;
+pub mod spectrum;
 pub mod verify;
 
 pub use evaluate::{Named, evaluate, evaluate_with, recipe};
