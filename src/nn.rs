@@ -1,6 +1,7 @@
 //! Layers: a weight and the op that uses it. [`Loader`] walks a checkpoint by the dotted names it has
 //! there, packs each tensor as the recipe says, and keeps account of what became resident.
 
+mod cache;
 mod fused;
 mod kv_cache;
 mod lora;
@@ -8,6 +9,8 @@ mod lora;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use cache::Cached;
+pub use cache::WeightCache;
 pub use kv_cache::{Heads, KvCache, KvFormat};
 pub use lora::Branch;
 
@@ -110,6 +113,7 @@ pub struct Loader<'a> {
     shared: Rc<Shared<'a>>,
     path: String,
     adapters: Option<(&'a Adapters, LoraNet)>,
+    cached: Option<Cached<'a>>,
 }
 
 impl<'a> Loader<'a> {
@@ -130,7 +134,17 @@ impl<'a> Loader<'a> {
         let outline = Cell::new(false);
         let shared =
             Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room, outline });
-        Loader { shared, path: String::new(), adapters: None }
+        Loader { shared, path: String::new(), adapters: None, cached: None }
+    }
+
+    /// What `cache` has in the recipe's format is taken from there instead of the checkpoint. Matrices that
+    /// the checkpoint holds joined are read again.
+    pub fn sharing(self, cache: &'a WeightCache) -> Loader<'a> {
+        Loader { cached: Some(Cached { cache, fill: false }), ..self }
+    }
+    /// As [`Loader::sharing`]; what is not there yet is kept there for others.
+    pub fn filling(self, cache: &'a WeightCache) -> Loader<'a> {
+        Loader { cached: Some(Cached { cache, fill: true }), ..self }
     }
 
     /// At most so many bytes of matrices become resident on the GPU; the rest stays on the host and is
@@ -149,7 +163,7 @@ impl<'a> Loader<'a> {
 
     /// The place `name` below this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Loader<'a> {
-        Loader { shared: self.shared.clone(), path: self.name(name), adapters: self.adapters }
+        Loader { path: self.name(name), ..self.clone() }
     }
     /// The dotted path of this place; empty at the root.
     pub fn path(&self) -> &str {
@@ -219,8 +233,18 @@ impl<'a> Loader<'a> {
             let (layout, format) = shared.store.outline(&path, shape, &spec)?;
             return self.upload_outline(path, layout, format);
         }
+        if let Some((weight, tensor)) = self.cached.and_then(|c| c.cache.weight(&path, spec)) {
+            shared.loaded.borrow_mut().push(tensor);
+            return Ok(weight);
+        }
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
-        self.upload(path, &packed)
+        let weight = self.upload(path, &packed)?;
+        if let (Some(Cached { cache, fill: true }), Some(tensor)) =
+            (self.cached, shared.loaded.borrow().last())
+        {
+            cache.keep_weight(spec, &weight, tensor);
+        }
+        Ok(weight)
     }
 
     fn upload(&self, path: String, packed: &Packed) -> Result<Weight> {
@@ -248,8 +272,18 @@ impl<'a> Loader<'a> {
             self.record(path, Format::F32, len, len as u64 * 4, Residence::Gpu);
             return Vector::outline(self.shared.gpu, len);
         }
+        if let Some((vector, tensor)) = self.cached.and_then(|c| c.cache.vector(&path)) {
+            self.shared.loaded.borrow_mut().push(tensor);
+            return Ok(vector);
+        }
         let values = self.shared.store.vector(&path, len)?;
-        self.upload_vector(path, &values)
+        let vector = self.upload_vector(path, &values)?;
+        if let (Some(Cached { cache, fill: true }), Some(tensor)) =
+            (self.cached, self.shared.loaded.borrow().last())
+        {
+            cache.keep_vector(&vector, tensor);
+        }
+        Ok(vector)
     }
 
     fn upload_vector(&self, path: String, values: &[f32]) -> Result<Vector> {

@@ -24,3 +24,4 @@ mod schedule_config;
 pub mod settings;
 pub mod text_to_image;
 pub mod tiling;
+mod variant;

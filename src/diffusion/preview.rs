@@ -79,11 +79,17 @@ impl<'a> Previewer<'a> {
         // Samplers that carry noise as Karras et al. do have latents that grow with it.
         let spread = row.sigma.hypot(1.0);
         let scale = if row.start[0] == 1.0 && row.sigma > 1.0 { 1.0 / spread } else { 1.0 };
+        let scaled: Vec<f32> = latents[..h * w * c].iter().map(|v| v * scale).collect();
+        self.project(&scaled, [h, w, c])
+    }
+
+    /// The linear map of latents `[h, w, c]` without noise: one pixel for each.
+    pub fn project(&self, latents: &[f32], [h, w, c]: [usize; 3]) -> Result<Image> {
         let mut values = Vec::with_capacity(h * w * 3);
-        for cell in latents[..h * w * c].chunks_exact(c) {
+        for cell in latents.chunks_exact(c.max(1)) {
             for rgb in 0..3 {
                 let channels = cell.iter().zip(&self.factors);
-                let sum: f32 = channels.map(|(v, factor)| v * scale * factor[rgb]).sum();
+                let sum: f32 = channels.map(|(v, factor)| v * factor[rgb]).sum();
                 values.push(sum + self.factors[4][rgb]);
             }
         }

@@ -14,9 +14,10 @@ use super::memory::MemoryPlan;
 pub use super::request::{Control, Picture, Request, Seconds, Start};
 use super::rng::Rng;
 use super::run::{Begin, Inpaint, Parts, Pass};
-pub use super::run::{Passes, Run};
+pub use super::run::{Passes, Run, RunState};
 use super::sampler::{Sampler, StepCoefficients, first_step};
 use super::schedule::ScheduleConfig;
+use super::variant::Variant;
 use crate::gpu::{Buffer, Elem, Gpu, interrupted};
 use crate::graph::PlanOptions;
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
@@ -67,16 +68,18 @@ impl Default for LoadOptions {
 
 /// A Stable-Diffusion-shaped model: text encoders, UNet, VAE, schedule.
 pub struct TextToImage {
-    gpu: Gpu,
-    model: ImageModel,
-    options: LoadOptions,
+    pub(super) gpu: Gpu,
+    pub(super) model: ImageModel,
+    pub(super) options: LoadOptions,
     schedule: ScheduleConfig,
     encoders: Vec<TextEncoder>,
-    config: UnetConfig,
-    unet: Unet,
+    pub(super) config: UnetConfig,
+    pub(super) unet: Unet,
     vae: Autoencoder,
     controls: Controls,
     report: LoadReport,
+    /// The UNet's weights where they are not those of the options.
+    pub(super) variant: Option<Variant>,
 }
 
 /// Told of each tensor once it is on the GPU.
@@ -177,6 +180,7 @@ impl TextToImage {
             report,
             options,
             model,
+            variant: None,
         })
     }
 
@@ -330,9 +334,9 @@ impl TextToImage {
         let options = self.plan_options();
         let hoisted =
             Hoisted { gpu: &self.gpu, act: self.options.act, plan: &options, config: &self.config };
-        let (store, recipe) = part(&self.model, Part::Unet, &self.options.weights)?;
+        let (store, recipe) = self.unet_weights()?;
         let loader = || {
-            let loader = Loader::new(&self.gpu, &store, &recipe);
+            let loader = self.sharing(Loader::new(&self.gpu, &store, &recipe));
             if self.options.memory.is_some_and(|memory| memory.resident.is_some()) {
                 loader.limit_resident(0);
             }
