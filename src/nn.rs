@@ -1,10 +1,12 @@
 //! Layers: a weight and the op that uses it. A [`Loader`] makes them from a checkpoint.
 
+mod cache;
 mod fused;
 mod kv_cache;
 mod loader;
 mod lora;
 
+pub use cache::WeightCache;
 pub use kv_cache::{Heads, KvCache, KvFormat};
 pub use loader::{LoadReport, LoadedTensor, Loader};
 pub use lora::Branch;

@@ -129,6 +129,14 @@ fn a_conversation_in_int4() {
     assert!(of("kl_mean") >= -1e-5 && of("kl_mean") <= of("kl_max"));
     assert!(of("kl_p99") <= of("kl_max"));
     assert!((0.0..=1.0).contains(&of("same_top")) && of("ppl_ratio") > 0.5);
+    let tokens = |list: &str| {
+        answer[list].as_array().unwrap().iter().map(|part| number(&part["tokens"])).sum::<f64>()
+    };
+    assert_eq!((tokens("by_position"), tokens("by_margin")), (of("tokens"), of("tokens")));
+    for attention in answer["attention"].as_array().unwrap() {
+        let kl = number(&attention["kl_mean"]);
+        assert!(kl > 0.0 && kl < 0.5 && number(&attention["entropy"]) < 64f64.ln(), "{attention}");
+    }
     let passage = &answer["passages"][0];
     assert!(passage["text"].as_str().unwrap().contains("12"), "{passage}");
     assert!(answer["layers"].as_array().unwrap().iter().any(|l| l["name"] == "model.layers.0"));
@@ -161,6 +169,125 @@ fn a_text_is_scored_in_windows() {
 }
 
 #[test]
+fn pairs_of_prompts_and_seeds() {
+    if !gpu() {
+        return;
+    }
+    let mut args = SCENES.to_vec();
+    args.extend(["-p", "a red boat on a calm sea", "-p", "a house in a desert", "--seeds", "2"]);
+    args.extend(["--inject", "--baseline-kernels", "fast", "--no-floor"]);
+    let folder = tempfile::tempdir().unwrap();
+    let [page, report, other] =
+        ["page.html", "a.json", "b.json"].map(|name| folder.path().join(name));
+    args.extend(["--html", page.to_str().unwrap()]);
+    let (answer, _) = compare(&args, 0);
+
+    let html = std::fs::read_to_string(&page).unwrap();
+    // Four pairs with two steps and the finished pictures, three columns each.
+    assert_eq!(html.matches("<img ").count(), 4 * 3 * 3);
+    assert!(html.matches("<svg ").count() >= 8 && html.contains("Which steps matter"));
+    // Nothing is fetched, and nothing that is no number is drawn.
+    assert!(!html.contains("http") && !html.contains("NaN"), "an address or NaN in the page");
+
+    // A report against itself and against one with twice the error.
+    std::fs::write(&report, answer.to_string()).unwrap();
+    let mut changed = answer.clone();
+    changed["injection"]["all"] = (2.0 * number(&answer["injection"]["all"])).into();
+    changed["adapter"] = "another".into();
+    std::fs::write(&other, changed.to_string()).unwrap();
+    let (two, _) = compare(&[report.to_str().unwrap(), other.to_str().unwrap()], 0);
+    assert_eq!(two["differences"][0]["name"], "adapter");
+    let figures = two["figures"].as_array().unwrap();
+    assert!(figures.len() > 50);
+    for figure in figures.iter().filter(|f| !f["ratio"].is_null()) {
+        let expected = if figure["name"] == "injection.all" { 2.0 } else { 1.0 };
+        assert_eq!(number(&figure["ratio"]), expected, "{figure}");
+    }
+    let pairs = answer["pairs"].as_array().unwrap();
+    let of = |name: &str| pairs.iter().map(|p| number(&p[name])).collect::<Vec<f64>>();
+    assert_eq!(of("seed"), [7.0, 8.0, 7.0, 8.0]);
+    let mean = of("psnr_db").iter().sum::<f64>() / 4.0;
+    // 1e-9: a mean of four numbers.
+    assert!((number(&answer["image"]["psnr_db"]) - mean).abs() < 1e-9);
+    let estimate = &answer["estimates"]["eps_rel_l2"];
+    assert!(number(&estimate["standard_error"]) > 0.0 && number(&estimate["standard_error"]) < 0.1);
+    for step in answer["steps"].as_array().unwrap() {
+        // The kernels are the same, so there is nothing to tell apart.
+        assert!(step.get("kernel_rel_l2").is_none());
+        assert!(
+            number(&step["rho"]).abs() <= 1.0 && number(&step["error_correlation"]).abs() <= 1.0
+        );
+        // The bands are parts of the whole: an error in all of them lies between the least and the most.
+        let bands: Vec<f64> = step["bands"].as_array().unwrap().iter().map(number).collect();
+        let whole = number(&step["eps_rel_l2_teacher_forced"]);
+        assert!(bands.iter().any(|b| *b <= whole) && bands.iter().any(|b| *b >= whole), "{step}");
+    }
+    let injection = &answer["injection"];
+    let gains: Vec<f64> =
+        injection["steps"].as_array().unwrap().iter().map(|s| number(&s["gain"])).collect();
+    let sum: f64 = gains.iter().sum();
+    // 1e-9: the same sum, in f64.
+    assert!((number(&injection["sum_of_gains"]) - sum).abs() < 1e-9 * sum);
+    // A norm of a sum is at most the sum of norms; 1e-6: the sum of errors is in f32.
+    assert!(number(&injection["norm_of_sum"]) <= sum * (1.0 + 1e-6));
+    // The last step's error is only added, and the two steps make all of it but what the first changed in
+    // the second: within a third here, where a quantized step moves the latents by a few hundredths.
+    let all = number(&injection["all"]);
+    assert!((number(&injection["norm_of_sum"]) / all - 1.0).abs() < 0.33, "{injection}");
+    assert!(!answer["attention"].as_array().unwrap().is_empty());
+
+    // Samplers that draw noise on the way would draw other noise in every run.
+    let mut args = SCENES.to_vec();
+    args.extend(["--inject", "--sampling-method", "euler_a", "--baseline-kernels", "fast"]);
+    let all: Vec<&str> = ["compare"].iter().chain(&args).copied().collect();
+    let (code, _, err) = inknib(&all);
+    assert!(code == 2 && err.contains("--inject needs a sampler"), "{err}");
+}
+
+#[test]
+fn a_sweep_goes_on_after_an_interruption() {
+    if !gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sweep.json");
+    let path = file.to_str().unwrap();
+    let args = ["-m", "models/demo-chat", "-p", "What is 7 plus 5?", "--max-tokens", "3"];
+    let args: Vec<&str> = args.iter().chain(&["--sweep", path]).copied().collect();
+    let (whole, _) = compare(&args, 0);
+    assert_eq!(whole["complete"], true);
+    let layers = whole["layers"].as_array().unwrap();
+    let find = |name: &str| layers.iter().find(|l| l["layer"] == name).unwrap();
+    let head = find("model.layers.0.mlp.down_proj.weight");
+    // 4.25 bits against 16; 21.8 dB is what a normal distribution has, trained weights have some more or less.
+    let ratio = number(&head["bytes"]) / number(&head["bytes_fp16"]);
+    assert!((ratio - 4.25 / 16.0).abs() < 0.01, "{head}");
+    assert!((18.0..26.0).contains(&number(&head["weight_sqnr_db"])), "{head}");
+    for layer in layers {
+        // One layer of many in four bits leaves a trace, and not a ruin.
+        let noise = number(&layer["noise"]);
+        assert!(noise > 0.0 && noise < 0.3 && number(&layer["kl_mean"]) > -1e-5, "{layer}");
+    }
+
+    // Half of the file, as after Ctrl-C: the rest is measured again, to the same bits.
+    let mut half = whole.clone();
+    half["complete"] = false.into();
+    half["layers"].as_array_mut().unwrap().truncate(layers.len() / 2);
+    std::fs::write(&file, half.to_string()).unwrap();
+    let (again, _) = compare(&args, 0);
+    assert_eq!(again, whole);
+    let written: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(written, whole);
+
+    // Another question is another sweep.
+    let mut other = args.clone();
+    other[3] = "What is the opposite of hot?";
+    let all: Vec<&str> = ["compare"].iter().chain(&other).copied().collect();
+    let (code, _, err) = inknib(&all);
+    assert!(code == 2 && err.contains("another `tokens`"), "{err}");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let refused = |args: &[&str], word: &str| {
         let all: Vec<&str> = ["compare"].iter().chain(args).copied().collect();
@@ -171,7 +298,11 @@ fn what_makes_no_sense_is_refused() {
     refused(&["-m", "models/demo-chat", "--steps", "3"], "--steps");
     refused(&["-m", "models/demo-scenes", "--max-tokens", "3"], "--max-tokens");
     refused(&["--steps", "0"], "--steps 0");
-    refused(&["-p", "a", "-p", "b"], "one picture");
+    refused(&["--seeds", "0"], "--seeds 0");
+    refused(&["a.json"], "two reports");
+    refused(&["tests/compare.rs", "a.json"], "tests/compare.rs");
+    refused(&["-m", "models/demo-chat", "--inject"], "--inject");
+    refused(&["--sweep", "s.json", "--weights", "some.toml"], "--sweep-formats");
     refused(&["--layers", "few"], "few");
     refused(&["-o", "no/such/folder/x.png"], "no/such/folder");
 }

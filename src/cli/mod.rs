@@ -9,6 +9,8 @@ mod bench_image;
 pub mod chat;
 pub mod common;
 pub mod compare;
+mod compare_args;
+mod compare_tables;
 pub mod completions;
 pub mod demo;
 pub mod devices;

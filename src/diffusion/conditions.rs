@@ -12,6 +12,7 @@ use super::prompt::PromptSyntax;
 use super::request::Request;
 use super::run::{Pass, Passes, groups};
 use super::sampler::StepCoefficients;
+use super::variant::Variant;
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::graph::PlanOptions;
@@ -106,6 +107,8 @@ pub(super) struct Conditioner<'a> {
     pub config: &'a UnetConfig,
     pub encoders: &'a [TextEncoder],
     pub controls: &'a Controls,
+    /// The UNet's weights where they are not those of the options.
+    pub variant: Option<&'a Variant>,
 }
 
 impl Conditioner<'_> {
@@ -172,8 +175,13 @@ impl Conditioner<'_> {
         let Conditioner { gpu, plan, config, options, .. } = *self;
         let hoisted = Hoisted { gpu, act: options.act, plan, config };
         let (store, recipe) = part(self.model, Part::Unet, &options.weights)?;
+        let recipe = self.variant.map_or(recipe, |variant| variant.recipe.clone());
         let loader = || {
             let loader = Loader::new(gpu, &store, &recipe);
+            let loader = match self.variant {
+                Some(variant) => loader.sharing(&variant.cache),
+                None => loader,
+            };
             if options.streams() {
                 loader.limit_resident(0);
             }

@@ -29,3 +29,4 @@ pub mod settings;
 mod sizes;
 pub mod text_to_image;
 pub mod tiling;
+mod variant;

@@ -130,6 +130,15 @@ impl Parts<'_> {
     }
 }
 
+/// Where a run stands between two evaluations.
+#[derive(Clone, Debug, Default)]
+pub struct RunState {
+    /// `[batch, height/8, width/8, channels]`
+    pub latents: Vec<f32>,
+    /// The sampler's older values and its kept sample.
+    memory: Vec<f32>,
+}
+
 /// A request on its way.
 pub struct Run {
     gpu: Gpu,
@@ -137,6 +146,7 @@ pub struct Run {
     table: Vec<StepCoefficients>,
     rng: Rng,
     latent: Buffer,
+    memory: Buffer,
     guidance: [f32; 2],
     /// For each pass, which row of its step each picture reads, and how many rows a step has.
     items: Vec<Vec<u32>>,
@@ -186,6 +196,7 @@ impl Run {
             table,
             rng,
             latent,
+            memory,
             guidance,
             items,
             rows,
@@ -254,6 +265,17 @@ impl Run {
     /// Replaces the latents.
     pub fn set_latents(&self, values: &[f32]) -> Result<()> {
         self.gpu.write(&self.latent, 0, bytemuck::cast_slice(values))
+    }
+    /// Reads everything that the next evaluation starts from, fresh noise aside.
+    pub fn state(&self) -> Result<RunState> {
+        let count: usize = self.shape.iter().product();
+        let bytes = self.gpu.read(&self.memory, 0, (MEMORY * count * 4) as u64)?;
+        Ok(RunState { latents: self.latents()?, memory: bytemuck::pod_collect_to_vec(&bytes) })
+    }
+    /// Goes on from there: the state of a run of the same request.
+    pub fn set_state(&self, state: &RunState) -> Result<()> {
+        self.set_latents(&state.latents)?;
+        self.gpu.write(&self.memory, 0, bytemuck::cast_slice(&state.memory))
     }
     /// The UNet's output at the last step, `[batch, h, w, c]`: unconditional first under guidance.
     ///

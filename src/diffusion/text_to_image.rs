@@ -16,11 +16,12 @@ use super::load_options::{part, schedule, unet_config, with_adapters};
 pub use super::request::{Control, Picture, Request, Seconds, Start};
 use super::rng::Rng;
 use super::run::{Begin, Parts};
-pub use super::run::{Passes, Run};
+pub use super::run::{Passes, Run, RunState};
 use super::sampler::StepCoefficients;
 use super::schedule::ScheduleConfig;
 use super::sizes::{default_size, size};
 pub use super::sizes::{size_step, trained_size};
+use super::variant::Variant;
 use crate::Result;
 use crate::gpu::{Buffer, Gpu, interrupted};
 use crate::graph::PlanOptions;
@@ -31,17 +32,19 @@ use crate::weights::{ImageModel, Part};
 /// A Stable-Diffusion-shaped model: text encoders, UNet, VAE, schedule; or an unconditional UNet and its
 /// schedule, whose latents are pixels.
 pub struct TextToImage {
-    gpu: Gpu,
-    model: ImageModel,
-    options: LoadOptions,
+    pub(super) gpu: Gpu,
+    pub(super) model: ImageModel,
+    pub(super) options: LoadOptions,
     schedule: ScheduleConfig,
     encoders: Vec<TextEncoder>,
-    config: UnetConfig,
-    unet: Unet,
+    pub(super) config: UnetConfig,
+    pub(super) unet: Unet,
     vae: Autoencoder,
     controls: Controls,
     report: LoadReport,
-    conditions: LastConditions,
+    pub(super) conditions: LastConditions,
+    /// The UNet's weights where they are not those of the options.
+    pub(super) variant: Option<Variant>,
 }
 
 /// Told of each tensor once it is on the GPU.
@@ -116,6 +119,7 @@ impl TextToImage {
             controls,
             report,
             conditions,
+            variant: None,
         })
     }
 
@@ -217,6 +221,7 @@ impl TextToImage {
                 config: &self.config,
                 encoders: &self.encoders,
                 controls: &self.controls,
+                variant: self.variant.as_ref(),
             };
             conditioner.compute(request, guided, table, &about)
         })

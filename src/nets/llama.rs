@@ -46,6 +46,8 @@ struct SelfAttention {
     /// Which of the model's frequencies.
     rope: Option<usize>,
     layer: usize,
+    head_dim: usize,
+    path: String,
 }
 
 impl SelfAttention {
@@ -82,7 +84,16 @@ impl SelfAttention {
             norm_widths,
             rope: kind.rope,
             layer,
+            head_dim: c.head_dim,
+            path: ld.path().to_string(),
         })
+    }
+
+    /// Whether it is softmax(q·k / √d) over all tokens before, which a probe computes from taps of both.
+    fn is_plain(&self) -> bool {
+        let Heads { scale, cap, window, .. } = self.how;
+        let d = self.head_dim as f32;
+        cap.is_none() && window.is_none() && (scale * d.sqrt() - 1.0).abs() < 1e-6
     }
 
     fn forward<'g>(&self, x: Var<'g>, text: &Text<'g, '_>, ropes: &[Rope]) -> Var<'g> {
@@ -97,6 +108,14 @@ impl SelfAttention {
             }
             None => [q, k],
         };
+        if self.is_plain() {
+            let tap = |x: Var<'g>, heads: usize, name: &str| {
+                let each = [x.dim(0), x.dim(1), heads, x.dim(2) / heads];
+                x.reshape(each).tap(format!("{}.{name}", self.path));
+            };
+            tap(q, self.how.heads, "q");
+            tap(k, self.how.kv_heads, "k.causal");
+        }
         self.o_proj.forward(text.cache.attend(self.layer, [q, k, v], text.start, self.how))
     }
 }

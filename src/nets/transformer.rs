@@ -35,6 +35,11 @@ pub(super) fn heads(channels: usize, heads: usize) -> Attention<'static> {
     Attention { heads, kv_heads: heads, scale, cap: None, mask: Mask::None }
 }
 
+/// Taps `[B, S, C]` as `[B, S, heads, C / heads]`, from which a probe computes what is attended to.
+fn tap_heads(x: Var<'_>, heads: usize, name: String) {
+    x.reshape([x.dim(0), x.dim(1), heads, x.dim(2) / heads]).tap(name);
+}
+
 impl SelfAttention {
     fn load(ld: &Loader<'_>, c: usize, how: Attention<'static>) -> Result<SelfAttention> {
         Ok(SelfAttention {
@@ -49,6 +54,8 @@ impl SelfAttention {
 
     fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
         let (q, k, v) = (self.to_q.forward(x), self.to_k.forward(x), self.to_v.forward(x));
+        tap_heads(q, self.how.heads, format!("{}.q", self.path));
+        tap_heads(k, self.how.heads, format!("{}.k", self.path));
         self.to_out.forward(attention(q, k, v, self.how)).tap(self.path.as_str())
     }
 }
@@ -62,6 +69,8 @@ impl CrossAttention {
 
     fn forward<'g>(&self, x: Var<'g>, (k, v): (Var<'g>, Var<'g>)) -> Var<'g> {
         let q = self.to_q.forward(x);
+        tap_heads(q, self.how.heads, format!("{}.q", self.path));
+        tap_heads(k, self.how.heads, format!("{}.k", self.path));
         self.to_out.forward(attention(q, k, v, self.how)).tap(self.path.as_str())
     }
 }

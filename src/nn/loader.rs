@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::cache::{Cached, WeightCache};
 use super::{Bias, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, Positions, RmsNorm};
 use crate::gpu::Gpu;
 use crate::graph::{Residence, Vector, Weight};
@@ -85,6 +86,7 @@ pub struct Loader<'a> {
     pub(super) shared: Rc<Shared<'a>>,
     pub(super) path: String,
     pub(super) adapters: Option<(&'a Adapters, LoraNet)>,
+    pub(super) cached: Option<Cached<'a>>,
 }
 
 impl<'a> Loader<'a> {
@@ -105,7 +107,17 @@ impl<'a> Loader<'a> {
         let outline = Cell::new(false);
         let shared =
             Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room, outline });
-        Loader { shared, path: String::new(), adapters: None }
+        Loader { shared, path: String::new(), adapters: None, cached: None }
+    }
+
+    /// What `cache` has in the recipe's format is taken from there instead of the checkpoint. Matrices that
+    /// the checkpoint holds joined are read again.
+    pub fn sharing(self, cache: &'a WeightCache) -> Loader<'a> {
+        Loader { cached: Some(Cached { cache, fill: false }), ..self }
+    }
+    /// As [`Loader::sharing`]; what is not there yet is kept there for others.
+    pub fn filling(self, cache: &'a WeightCache) -> Loader<'a> {
+        Loader { cached: Some(Cached { cache, fill: true }), ..self }
     }
 
     /// At most so many bytes of matrices become resident on the GPU; the rest stays on the host and is
@@ -124,7 +136,7 @@ impl<'a> Loader<'a> {
 
     /// The place `name` below this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Loader<'a> {
-        Loader { shared: self.shared.clone(), path: self.name(name), adapters: self.adapters }
+        Loader { path: self.name(name), ..self.clone() }
     }
     /// The dotted path of this place; empty at the root.
     pub fn path(&self) -> &str {
@@ -194,8 +206,18 @@ impl<'a> Loader<'a> {
             let (layout, format) = shared.store.outline(&path, shape, &spec)?;
             return self.upload_outline(path, layout, format);
         }
+        if let Some((weight, tensor)) = self.cached.and_then(|c| c.cache.weight(&path, spec)) {
+            shared.loaded.borrow_mut().push(tensor);
+            return Ok(weight);
+        }
         let packed = shared.store.pack_as(&path, shape, &spec, keep)?;
-        self.upload(path, &packed)
+        let weight = self.upload(path, &packed)?;
+        if let (Some(Cached { cache, fill: true }), Some(tensor)) =
+            (self.cached, shared.loaded.borrow().last())
+        {
+            cache.keep_weight(spec, &weight, tensor);
+        }
+        Ok(weight)
     }
 
     pub(super) fn upload(&self, path: String, packed: &Packed) -> Result<Weight> {
@@ -223,8 +245,18 @@ impl<'a> Loader<'a> {
             self.record(path, Format::F32, len, len as u64 * 4, Residence::Gpu);
             return Vector::outline(self.shared.gpu, len);
         }
+        if let Some((vector, tensor)) = self.cached.and_then(|c| c.cache.vector(&path)) {
+            self.shared.loaded.borrow_mut().push(tensor);
+            return Ok(vector);
+        }
         let values = self.shared.store.vector(&path, len)?;
-        self.upload_vector(path, &values)
+        let vector = self.upload_vector(path, &values)?;
+        if let (Some(Cached { cache, fill: true }), Some(tensor)) =
+            (self.cached, self.shared.loaded.borrow().last())
+        {
+            cache.keep_vector(&vector, tensor);
+        }
+        Ok(vector)
     }
 
     pub(super) fn upload_vector(&self, path: String, values: &[f32]) -> Result<Vector> {

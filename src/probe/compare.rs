@@ -2,7 +2,7 @@
 //! weights under the fast ones. What the weights changed and what the kernels changed are separate
 //! numbers. Pictures are in [`super::compare_image`], text in [`super::compare_text`].
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::gpu::Elem;
 use crate::quant::{QuantSpec, Recipe, metrics};
@@ -19,6 +19,9 @@ pub struct LayerError {
     /// 10·log10(Σb² / Σ(a−b)²); `null` in JSON where nothing differs or a value is not finite.
     pub sqnr_db: f64,
     pub cosine: f64,
+    /// SQNR of fp32 weights under the fast kernels against the baseline, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor_sqnr_db: Option<f64>,
 }
 
 /// Tapped values of two runs, in the order they were recorded.
@@ -44,9 +47,16 @@ pub(super) fn layers(
             }
             let (a, b) = (a.to_f32(), b.to_f32());
             let (sqnr_db, cosine) = (metrics::sqnr_db(&a, &b), metrics::cosine(&a, &b));
-            Ok(LayerError { name: name.clone(), sqnr_db, cosine })
+            Ok(LayerError { name: name.clone(), sqnr_db, cosine, floor_sqnr_db: None })
         })
         .collect()
+}
+
+/// Notes the floor of each layer, both in the order in which they were recorded.
+pub(super) fn with_floor(layers: &mut [LayerError], floor: &[LayerError]) {
+    for (layer, floor) in layers.iter_mut().zip(floor) {
+        layer.floor_sqnr_db = Some(floor.sqnr_db);
+    }
 }
 
 /// Mean and largest of a figure over steps.
@@ -66,6 +76,24 @@ impl Spread {
             count += 1;
         }
         Spread { mean: sum / count.max(1) as f64, max }
+    }
+}
+
+/// A mean over samples and its standard error, which is NaN (`null` in JSON) for one sample.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    pub mean: f64,
+    /// Standard deviation over √n.
+    pub standard_error: f64,
+}
+
+impl Estimate {
+    pub fn of(samples: impl Iterator<Item = f64>) -> Estimate {
+        let samples: Vec<f64> = samples.collect();
+        let n = samples.len() as f64;
+        let mean = samples.iter().sum::<f64>() / n;
+        let variance = samples.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        Estimate { mean, standard_error: (variance / n).sqrt() }
     }
 }
 
@@ -219,6 +247,11 @@ mod tests {
         assert!(!Check::at_least("x", f64::NAN, 1.0).passed);
         assert!(Check::at_least("x", f64::INFINITY, 1.0).passed);
         assert!(Spread::of([1.0, f64::NAN, 2.0].into_iter()).max.is_nan());
+        // Variance 4 over 3 samples.
+        let estimate = Estimate::of([1.0, 3.0, 5.0].into_iter());
+        assert_eq!(estimate.mean, 3.0);
+        assert!((estimate.standard_error - (4.0f64 / 3.0).sqrt()).abs() < 1e-15);
+        assert!(Estimate::of([1.0].into_iter()).standard_error.is_nan());
         let spread = Spread::of([1.0, 3.0].into_iter());
         assert_eq!((spread.mean, spread.max), (2.0, 3.0));
     }

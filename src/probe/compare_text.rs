@@ -2,18 +2,23 @@
 //! scores the same tokens (teacher-forced), as llama.cpp's `perplexity --kl-divergence` does.
 //! Only one set of weights is resident at a time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::compare::{Check, Coarseness, LayerError, Limits, OnStage, Squares, Verdict, layers};
+use super::attention_kl::{AttentionError, attention_errors};
+use super::compare::{
+    Check, Coarseness, Estimate, LayerError, Limits, OnStage, Squares, Verdict, layers, with_floor,
+};
+use super::compare_tokens::{MarginError, PositionError, TokenError, by_margin, by_position};
 use super::scorer::{CHUNK, Scorer, argmax};
 use crate::gpu::{Elem, Gpu};
 use crate::graph::Kernels;
 use crate::nets::language::{Language, LanguageConfig};
 use crate::nn::{LoadReport, Loader};
 use crate::quant::Recipe;
-use crate::quant::metrics::{kl_divergence, log_softmax};
+use crate::quant::metrics::kl_divergence;
+use crate::tensor::Tensor;
 use crate::text::template::{Message, RenderOptions, Template};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::WeightStore;
@@ -22,11 +27,17 @@ use crate::{Error, Result};
 /// What is compared with what.
 #[derive(Clone, Debug)]
 pub struct TextOptions {
+    /// The variant's model.
     pub folder: PathBuf,
+    /// The baseline's model where `folder` was quantized from it; else the same.
+    pub original: Option<PathBuf>,
     /// The variant's weights; the baseline's are fp16.
     pub weights: String,
-    /// The variant's kernels; the baseline's are the reference.
+    /// The variant's kernels.
     pub kernels: Kernels,
+    /// The baseline's kernels. With any but the reference, what the weights and what the kernels change is
+    /// not told apart; kernel errors are some 10⁻⁶.
+    pub baseline: Kernels,
     /// How both store activations.
     pub act: Elem,
     /// Measure fp16 against fp32 weights as well, which loads the model once more.
@@ -74,10 +85,17 @@ pub struct TextError {
     pub tokens: usize,
     /// Nats, of the variant from the baseline.
     pub kl_mean: f64,
+    /// Standard error of the mean, as if tokens were independent.
+    pub kl_se: f64,
+    pub kl_median: f64,
     pub kl_p99: f64,
     pub kl_max: f64,
     /// Share (0 to 1) of positions whose likeliest token is the baseline's.
     pub same_top: f64,
+    /// Probability of the token that follows, the variant's less the baseline's: mean and root of the mean
+    /// square.
+    pub dp_mean: f64,
+    pub dp_rms: f64,
     /// Perplexity of the scored tokens; of the baseline's own answers it is low.
     pub ppl_base: f64,
     pub ppl: f64,
@@ -85,10 +103,13 @@ pub struct TextError {
     pub ppl_ratio: f64,
     /// Weights and kernels together.
     pub logits_rel_l2: f64,
-    /// The variant's weights against fp16, both under the reference kernels.
-    pub quantization_rel_l2: f64,
-    /// The variant's kernels against the reference on the variant's weights.
-    pub kernel_rel_l2: f64,
+    /// The variant's weights against fp16, both under the reference kernels. Absent where the baseline has
+    /// the fast ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization_rel_l2: Option<f64>,
+    /// The variant's kernels against the reference on the variant's weights. Absent as above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_rel_l2: Option<f64>,
     /// fp16 against fp32 weights under the fast kernels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub floor: Option<Floor>,
@@ -98,7 +119,11 @@ pub struct TextError {
 #[derive(Clone, Debug, Serialize)]
 pub struct TextReport {
     pub layers: Vec<LayerError>,
+    /// Attention probabilities of the first sequence's first tokens.
+    pub attention: Vec<AttentionError>,
     pub llm: TextError,
+    pub by_position: Vec<PositionError>,
+    pub by_margin: Vec<MarginError>,
     pub passages: Vec<Scored>,
     pub bits_per_weight: f64,
     pub resident_bytes: u64,
@@ -118,33 +143,45 @@ impl TextOptions {
 const WINDOW: usize = 512;
 
 /// Tokens of which the last ones are scored.
-struct Sequence {
+pub(super) struct Sequence {
     question: String,
-    ids: Vec<u32>,
+    pub ids: Vec<u32>,
     /// The logits of this position and those after it are scored, each by the token that follows it.
-    from: usize,
+    pub from: usize,
 }
 
 impl Sequence {
-    fn targets(&self) -> &[u32] {
+    pub(super) fn targets(&self) -> &[u32] {
         &self.ids[self.from + 1..]
     }
 }
 
 /// The logits `[scored, vocab]` of a sequence.
-fn score(scorer: &mut Scorer<'_>, sequence: &Sequence) -> Result<Vec<f32>> {
+pub(super) fn score(scorer: &mut Scorer<'_>, sequence: &Sequence) -> Result<Vec<f32>> {
     scorer.logits(&sequence.ids[..sequence.ids.len() - 1], 0, sequence.from)
 }
 
 struct Work<'a, 'b> {
     gpu: &'a Gpu,
     options: &'a TextOptions,
-    config: LanguageConfig,
-    tokenizer: Tokenizer,
+    config: &'a LanguageConfig,
+    tokenizer: &'a Tokenizer,
     on_stage: &'a mut OnStage<'b>,
 }
 
-/// Compares. `limits`: what may differ.
+/// The scored tokens and what the baseline gave for them, to hold any number of variants against.
+pub struct TextBaseline {
+    config: LanguageConfig,
+    tokenizer: Tokenizer,
+    sequences: Vec<Sequence>,
+    /// Tokens that a cache must hold.
+    context: usize,
+    logits: Vec<Vec<f32>>,
+    taps: Vec<(String, Tensor)>,
+    floor: Option<(Floor, Vec<LayerError>)>,
+}
+
+/// Records the baseline and holds the variant against it. `limits`: what may differ.
 ///
 /// # Errors
 /// As loading and running do; figures over their limits are no error here but in
@@ -155,48 +192,107 @@ pub fn compare_text(
     limits: Limits,
     on_stage: &mut OnStage<'_>,
 ) -> Result<TextReport> {
-    let config = LanguageConfig::read(&options.folder)?;
-    let tokenizer = Tokenizer::load(&options.folder)?;
-    let mut work = Work { gpu, options, config, tokenizer, on_stage };
-    let (mut sequences, context) = work.passages()?;
+    TextBaseline::record(gpu, options, on_stage)?.compare(gpu, options, limits, on_stage)
+}
 
-    let (net, _) = work.load("fp16")?;
-    let mut scorer = Scorer::new(gpu, &net, (context, options.act, Kernels::Reference))?;
-    work.answer(&mut scorer, &mut sequences)?;
-    let base = work.score_all(&mut scorer, &sequences, "baseline")?;
-    let base_taps = scorer.taps(&sequences[0].ids)?;
-    drop(scorer);
-    let floor = if options.floor {
-        let mut scorer = Scorer::new(gpu, &net, (context, options.act, Kernels::Fast))?;
-        Some(work.score_all(&mut scorer, &sequences, "fp16 weights, fast kernels")?)
-    } else {
-        None
-    };
-    drop(net);
-    let floor = floor.map(|fp16| work.floor(&fp16, &sequences, context)).transpose()?;
-
-    let (net, resident) = work.load(&options.weights)?;
-    let mut fast = Scorer::new(gpu, &net, (context, options.act, options.kernels))?;
-    let mut reference = Scorer::new(gpu, &net, (context, options.act, Kernels::Reference))?;
-    let layers = layers(&fast.taps(&sequences[0].ids)?, &base_taps)?;
-    let (mut totals, mut passages) = (Totals::default(), Vec::new());
-    for (i, (sequence, base)) in sequences.iter().zip(&base).enumerate() {
-        (work.on_stage)(&format!("{}, both kernels", options.weights), i, sequences.len());
-        let judged = [score(&mut fast, sequence)?, score(&mut reference, sequence)?];
-        passages.push(work.passage(sequence, base, &judged, &mut totals)?);
+impl TextBaseline {
+    /// Lets fp16 weights answer (or takes the text) and scores it with them.
+    ///
+    /// # Errors
+    /// As loading and running do; `Usage` for questions and texts that do not fit.
+    pub fn record(
+        gpu: &Gpu,
+        options: &TextOptions,
+        on_stage: &mut OnStage<'_>,
+    ) -> Result<TextBaseline> {
+        let original = options.original.as_ref().unwrap_or(&options.folder);
+        let config = LanguageConfig::read(original)?;
+        let tokenizer = Tokenizer::load(original)?;
+        let mut work = Work { gpu, options, config: &config, tokenizer: &tokenizer, on_stage };
+        let (mut sequences, context) = work.passages()?;
+        let (net, _) = work.load(original, "fp16")?;
+        let mut scorer = Scorer::new(gpu, &net, (context, options.act, options.baseline))?;
+        work.answer(&mut scorer, &mut sequences)?;
+        let logits = work.score_all(&mut scorer, &sequences, "baseline")?;
+        let taps = scorer.taps(&sequences[0].ids)?;
+        drop(scorer);
+        let fp16 = if options.floor {
+            let mut scorer = Scorer::new(gpu, &net, (context, options.act, Kernels::Fast))?;
+            Some(work.score_all(&mut scorer, &sequences, "fp16 weights, fast kernels")?)
+        } else {
+            None
+        };
+        drop(net);
+        let floor = fp16.map(|fp16| work.floor(&fp16, (&sequences, &taps), context)).transpose()?;
+        Ok(TextBaseline { config, tokenizer, sequences, context, logits, taps, floor })
     }
-    let llm = totals.finish(floor);
-    let checks = checks(&llm, &limits);
-    Ok(TextReport {
-        layers,
-        llm,
-        passages,
-        bits_per_weight: resident.bits_per_weight(),
-        resident_bytes: resident.resident_bytes(),
-        limits,
-        verdict: Verdict::of(&checks),
-        checks,
-    })
+
+    pub(super) fn config(&self) -> &LanguageConfig {
+        &self.config
+    }
+    pub(super) fn sequences(&self) -> &[Sequence] {
+        &self.sequences
+    }
+    pub(super) fn context(&self) -> usize {
+        self.context
+    }
+    /// `[sequences][scored · vocab]`
+    pub(super) fn logits(&self) -> &[Vec<f32>] {
+        &self.logits
+    }
+
+    /// Holds a variant against the baseline. Of `options`, what concerns the baseline must be as it was.
+    ///
+    /// # Errors
+    /// As [`compare_text`].
+    pub fn compare(
+        &self,
+        gpu: &Gpu,
+        options: &TextOptions,
+        limits: Limits,
+        on_stage: &mut OnStage<'_>,
+    ) -> Result<TextReport> {
+        let (config, tokenizer) = (&self.config, &self.tokenizer);
+        let mut work = Work { gpu, options, config, tokenizer, on_stage };
+        let (net, resident) = work.load(&options.folder, &options.weights)?;
+        let scorer = |kernels| Scorer::new(gpu, &net, (self.context, options.act, kernels));
+        let mut fast = scorer(options.kernels)?;
+        let mut reference = match options.baseline {
+            Kernels::Reference => Some(scorer(Kernels::Reference)?),
+            _ => None,
+        };
+        let taps = fast.taps(&self.sequences[0].ids)?;
+        let mut layers = layers(&taps, &self.taps)?;
+        with_floor(&mut layers, self.floor.as_ref().map_or(&[], |(_, layers)| layers));
+        let attention = attention_errors(&taps, &self.taps);
+        let (mut totals, mut passages) = (Totals::default(), Vec::new());
+        for (i, (sequence, base)) in self.sequences.iter().zip(&self.logits).enumerate() {
+            (work.on_stage)(&options.weights, i, self.sequences.len());
+            let ours = score(&mut fast, sequence)?;
+            let reference = reference.as_mut().map(|r| score(r, sequence)).transpose()?;
+            totals.logits.add(&ours, base);
+            if let Some(reference) = &reference {
+                totals.quantization.add(reference, base);
+                totals.kernel.add(&ours, reference);
+            }
+            passages.push(work.passage(sequence, base, &ours, &mut totals.tokens)?);
+        }
+        let llm = totals.finish(self.floor.as_ref().map(|(floor, _)| *floor), reference.is_some());
+        let checks = checks(&llm, &limits);
+        Ok(TextReport {
+            layers,
+            attention,
+            by_position: by_position(&totals.tokens),
+            by_margin: by_margin(&totals.tokens),
+            llm,
+            passages,
+            bits_per_weight: resident.bits_per_weight(),
+            resident_bytes: resident.resident_bytes(),
+            limits,
+            verdict: Verdict::of(&checks),
+            checks,
+        })
+    }
 }
 
 fn checks(llm: &TextError, limits: &Limits) -> Vec<Check> {
@@ -205,21 +301,21 @@ fn checks(llm: &TextError, limits: &Limits) -> Vec<Check> {
     let one = 1.0 - 1.0 / llm.tokens.max(1) as f64;
     let limit = limits.min_same_top;
     let same_top = if limit < 1.0 { limit.min(one) } else { limit };
-    let kernel = (llm.kernel_rel_l2, limits.max_kernel_error);
-    vec![
-        Check::at_most("kernel error (logits, rel. L2)", kernel.0, kernel.1),
+    let name = "kernel error (logits, rel. L2)";
+    let kernel = llm.kernel_rel_l2.map(|k| Check::at_most(name, k, limits.max_kernel_error));
+    let rest = [
         Check::at_most("mean KL divergence (nats)", llm.kl_mean, limits.max_kl),
         Check::at_least("same likeliest token (share)", llm.same_top, same_top),
-    ]
+    ];
+    kernel.into_iter().chain(rest).collect()
 }
 
 impl Work<'_, '_> {
-    fn load(&mut self, weights: &str) -> Result<(Language, LoadReport)> {
+    fn load(&mut self, folder: &Path, weights: &str) -> Result<(Language, LoadReport)> {
         (self.on_stage)(&format!("loading {weights}"), 0, 0);
-        let folder = &self.options.folder;
         let (store, recipe) = (WeightStore::open(folder)?, Recipe::from_argument(weights, "llm")?);
         let loader = Loader::new(self.gpu, &store, &recipe);
-        let net = Language::load(&loader, &self.config)?;
+        let net = Language::load(&loader, self.config)?;
         let report = loader.report();
         Ok((net, report))
     }
@@ -298,11 +394,18 @@ impl Work<'_, '_> {
         .collect()
     }
 
-    /// fp16 against fp32 weights under the fast kernels.
-    fn floor(&mut self, fp16: &[Vec<f32>], all: &[Sequence], context: usize) -> Result<Floor> {
-        let (net, _) = self.load("fp32")?;
+    /// fp16 against fp32 weights under the fast kernels: logits, and the layers against the baseline's.
+    fn floor(
+        &mut self,
+        fp16: &[Vec<f32>],
+        (all, taps): (&[Sequence], &[(String, Tensor)]),
+        context: usize,
+    ) -> Result<(Floor, Vec<LayerError>)> {
+        let original = self.options.original.as_ref().unwrap_or(&self.options.folder);
+        let (net, _) = self.load(original, "fp32")?;
         let mut scorer = Scorer::new(self.gpu, &net, (context, self.options.act, Kernels::Fast))?;
         let fp32 = self.score_all(&mut scorer, all, "fp32 weights, fast kernels")?;
+        let layers = layers(&scorer.taps(&all[0].ids)?, taps)?;
         let vocab = self.config.vocab_size();
         let (mut error, mut kl, mut same, mut count) = (Squares::default(), 0.0, 0usize, 0usize);
         for (a, b) in fp16.iter().zip(&fp32) {
@@ -314,89 +417,84 @@ impl Work<'_, '_> {
             }
         }
         let share = |v: f64| v / count.max(1) as f64;
-        Ok(Floor {
-            kl_mean: share(kl),
-            same_top: share(same as f64),
-            logits_rel_l2: error.rel_l2(),
-        })
+        let (kl_mean, same_top) = (share(kl), share(same as f64));
+        Ok((Floor { kl_mean, same_top, logits_rel_l2: error.rel_l2() }, layers))
     }
 
-    /// Judges one sequence; `judged` is what the variant's and the reference kernels gave.
+    /// Judges one sequence by the variant's logits.
     fn passage(
         &self,
         sequence: &Sequence,
         base: &[f32],
-        [fast, reference]: &[Vec<f32>; 2],
-        totals: &mut Totals,
+        ours: &[f32],
+        tokens: &mut Vec<TokenError>,
     ) -> Result<Scored> {
         let vocab = self.config.vocab_size();
-        totals.logits.add(fast, base);
-        totals.quantization.add(reference, base);
-        totals.kernel.add(fast, reference);
-        let (before, same_before) = (totals.kl.len(), totals.same);
-        let (mut first, mut parted) = (None, None);
-        let rows = fast.chunks(vocab).zip(base.chunks(vocab)).zip(sequence.targets());
-        for (i, ((a, b), target)) in rows.enumerate() {
-            totals.kl.push(kl_divergence(b, a));
-            let (ours, theirs) = (argmax(a), argmax(b));
-            totals.same += usize::from(ours == theirs);
-            if ours != theirs && first.is_none() {
-                first = Some(i);
-                let word = |id: usize| self.tokenizer.decode(&[id as u32], false);
-                parted = Some([word(theirs)?, word(ours)?]);
-            }
-            let nll = |logits| -log_softmax(logits).get(*target as usize).copied().unwrap_or(0.0);
-            totals.nll_base += nll(b);
-            totals.nll += nll(a);
-        }
-        let kl = &totals.kl[before..];
-        let share = |v: f64| v / kl.len().max(1) as f64;
-        Ok(Scored {
+        let rows = ours.chunks(vocab).zip(base.chunks(vocab)).zip(sequence.targets());
+        let judged: Vec<TokenError> = rows
+            .enumerate()
+            .map(|(i, ((a, b), target))| TokenError::of(i, a, b, *target as usize))
+            .collect();
+        let first = judged.iter().position(|token| !token.same_top());
+        let word = |id: usize| self.tokenizer.decode(&[id as u32], false);
+        let parted = first.map(|i| -> Result<[String; 2]> {
+            let [theirs, ours] = judged[i].tops;
+            Ok([word(theirs)?, word(ours)?])
+        });
+        let share = |v: f64| v / judged.len().max(1) as f64;
+        let scored = Scored {
             question: sequence.question.clone(),
             text: self.tokenizer.decode(sequence.targets(), true)?,
-            tokens: kl.len(),
-            kl_mean: share(kl.iter().sum()),
-            same_top: share((totals.same - same_before) as f64),
+            tokens: judged.len(),
+            kl_mean: share(judged.iter().map(|t| t.kl).sum()),
+            same_top: share(judged.iter().filter(|t| t.same_top()).count() as f64),
             first_divergence: first,
-            parted,
-        })
+            parted: parted.transpose()?,
+        };
+        tokens.extend(judged);
+        Ok(scored)
     }
 }
 
 #[derive(Default)]
 struct Totals {
-    kl: Vec<f64>,
-    same: usize,
-    nll: f64,
-    nll_base: f64,
+    tokens: Vec<TokenError>,
     logits: Squares,
     quantization: Squares,
     kernel: Squares,
 }
 
 impl Totals {
-    fn finish(mut self, floor: Option<Floor>) -> TextError {
-        let count = self.kl.len();
-        let share = |v: f64| v / count.max(1) as f64;
-        let kl_mean = share(self.kl.iter().sum());
+    /// `kernels`: whether the variant ran under the reference kernels as well.
+    fn finish(&self, floor: Option<Floor>, kernels: bool) -> TextError {
+        let tokens = &self.tokens;
+        let count = tokens.len();
+        let mean = |f: &dyn Fn(&TokenError) -> f64| {
+            tokens.iter().map(f).sum::<f64>() / count.max(1) as f64
+        };
+        let mut kl: Vec<f64> = tokens.iter().map(|t| t.kl).collect();
         // Ascending; NaN comes last and so is the largest.
-        self.kl.sort_by(f64::total_cmp);
+        kl.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let i = (share * count as f64).ceil() as usize;
-            self.kl.get(i.clamp(1, count.max(1)) - 1).copied().unwrap_or(0.0)
+            kl.get(i.clamp(1, count.max(1)) - 1).copied().unwrap_or(0.0)
         };
         TextError {
             tokens: count,
-            kl_mean,
+            kl_mean: mean(&|t| t.kl),
+            kl_se: Estimate::of(kl.iter().copied()).standard_error,
+            kl_median: at(0.5),
             kl_p99: at(0.99),
             kl_max: at(1.0),
-            same_top: share(self.same as f64),
-            ppl_base: share(self.nll_base).exp(),
-            ppl: share(self.nll).exp(),
-            ppl_ratio: share(self.nll - self.nll_base).exp(),
+            same_top: mean(&|t| f64::from(u8::from(t.same_top()))),
+            dp_mean: mean(&|t| t.dp),
+            dp_rms: mean(&|t| t.dp * t.dp).sqrt(),
+            ppl_base: mean(&|t| t.nll[0]).exp(),
+            ppl: mean(&|t| t.nll[1]).exp(),
+            ppl_ratio: mean(&|t| t.nll[1] - t.nll[0]).exp(),
             logits_rel_l2: self.logits.rel_l2(),
-            quantization_rel_l2: self.quantization.rel_l2(),
-            kernel_rel_l2: self.kernel.rel_l2(),
+            quantization_rel_l2: kernels.then(|| self.quantization.rel_l2()),
+            kernel_rel_l2: kernels.then(|| self.kernel.rel_l2()),
             floor,
         }
     }

@@ -68,28 +68,77 @@ pub fn psnr(a: &[f32], b: &[f32]) -> f64 {
 /// `(2·μa·μb + C1)(2·σab + C2) / ((μa² + μb² + C1)(σa² + σb² + C2))`, C = K², averaged over places
 /// and channels. An error for images under 11 pixels a side or of another size than said.
 pub fn ssim(a: &[f32], b: &[f32], width: usize, height: usize, channels: usize) -> Result<f64> {
-    const SIDE: usize = 11;
-    let expected = width * height * channels;
-    if width < SIDE || height < SIDE || channels == 0 || a.len() != expected || b.len() != expected
-    {
-        return Err(Error::Usage(format!(
-            "SSIM needs two images of one size and at least {SIDE}x{SIDE} pixels; these are \
-             {width}x{height}x{channels} with {} and {} values",
-            a.len(),
-            b.len()
-        )));
+    check_images(a, b, [height, width, channels])?;
+    let (similarity, _) = similarity(&widened(a), &widened(b), [height, width, channels]);
+    Ok(similarity)
+}
+
+/// Side of the window of [`ssim`].
+const SIDE: usize = 11;
+
+/// Weights of the scales of [`ms_ssim`], the finest first.
+const SCALES: [f64; 5] = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333];
+
+/// Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003) of images as [`ssim`] takes them:
+/// Π csⱼ^wⱼ · ssim_M^w_M, where scale j + 1 is the mean of 2×2 pixels of scale j, cs is the second factor
+/// of SSIM, both are means over places and channels, and negative ones count as 0. Five scales need 176
+/// pixels a side; smaller images have as many as fit, with the weights of these divided by their sum.
+pub fn ms_ssim(a: &[f32], b: &[f32], width: usize, height: usize, channels: usize) -> Result<f64> {
+    check_images(a, b, [height, width, channels])?;
+    let least = width.min(height);
+    let scales = (1..=SCALES.len()).take_while(|n| least >> (n - 1) >= SIDE).count();
+    let total: f64 = SCALES[..scales].iter().sum();
+    let (mut a, mut b, mut shape) = (widened(a), widened(b), [height, width, channels]);
+    let mut product = 1.0;
+    for (i, weight) in SCALES[..scales].iter().enumerate() {
+        let (whole, contrast) = similarity(&a, &b, shape);
+        let factor = if i + 1 == scales { whole } else { contrast };
+        product *= factor.max(0.0).powf(weight / total);
+        (a, b) = (halved(&a, shape), halved(&b, shape));
+        shape = [shape[0] / 2, shape[1] / 2, channels];
     }
+    Ok(product)
+}
+
+fn check_images(a: &[f32], b: &[f32], [height, width, channels]: [usize; 3]) -> Result<()> {
+    let expected = width * height * channels;
+    let right = a.len() == expected && b.len() == expected;
+    if right && width >= SIDE && height >= SIDE && channels > 0 {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "SSIM needs two images of one size and at least {SIDE}x{SIDE} pixels; these are \
+         {width}x{height}x{channels} with {} and {} values",
+        a.len(),
+        b.len()
+    )))
+}
+
+fn widened(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// `[h, w, c]` → `[h/2, w/2, c]`, means of 2×2; an odd last row or column is left out.
+fn halved(values: &[f64], [h, w, c]: [usize; 3]) -> Vec<f64> {
+    let at = |y: usize, x: usize, k: usize| values[(y * w + x) * c + k];
+    let pixel = |i: usize| {
+        let (y, x, k) = (i / (c * (w / 2)) * 2, i / c % (w / 2) * 2, i % c);
+        (at(y, x, k) + at(y, x + 1, k) + at(y + 1, x, k) + at(y + 1, x + 1, k)) / 4.0
+    };
+    (0..(h / 2) * (w / 2) * c).map(pixel).collect()
+}
+
+/// SSIM and its factor of contrast and structure, means over places and channels.
+fn similarity(a: &[f64], b: &[f64], [height, width, channels]: [usize; 3]) -> (f64, f64) {
     let mut window: [f64; SIDE] =
         std::array::from_fn(|i| (-(i as f64 - 5.0).powi(2) / (2.0 * 1.5 * 1.5)).exp());
     let total: f64 = window.iter().sum();
     window.iter_mut().for_each(|w| *w /= total);
-    let mut sum = 0.0;
+    let (mut whole, mut contrast) = (0.0, 0.0);
     for channel in 0..channels {
         let plane = |f: &dyn Fn(f64, f64) -> f64| -> Vec<f64> {
-            let values: Vec<f64> = (0..width * height)
-                .map(|i| i * channels + channel)
-                .map(|i| f(f64::from(a[i]), f64::from(b[i])))
-                .collect();
+            let at = (0..width * height).map(|i| i * channels + channel);
+            let values: Vec<f64> = at.map(|i| f(a[i], b[i])).collect();
             blur(&values, width, height, &window)
         };
         let (ma, mb) = (plane(&|a, _| a), plane(&|_, b| b));
@@ -99,12 +148,12 @@ pub fn ssim(a: &[f32], b: &[f32], width: usize, height: usize, channels: usize) 
         for i in 0..ma.len() {
             let (ma, mb) = (ma[i], mb[i]);
             let (va, vb, cov) = (aa[i] - ma * ma, bb[i] - mb * mb, ab[i] - ma * mb);
-            sum += (2.0 * ma * mb + c1) * (2.0 * cov + c2)
-                / ((ma * ma + mb * mb + c1) * (va + vb + c2))
-                / places;
+            let second = (2.0 * cov + c2) / (va + vb + c2);
+            whole += (2.0 * ma * mb + c1) / (ma * ma + mb * mb + c1) * second / places;
+            contrast += second / places;
         }
     }
-    Ok(sum / channels as f64)
+    (whole / channels as f64, contrast / channels as f64)
 }
 
 /// `values` `[height, width]` under a separable window, only where it lies wholly inside.
@@ -118,6 +167,53 @@ fn blur(values: &[f64], width: usize, height: usize, window: &[f64]) -> Vec<f64>
         window.iter().enumerate().map(|(k, w)| w * rows[(y + k) * inner + x]).sum()
     };
     (0..(height - window.len() + 1) * inner).map(|i| column(i / inner, i % inner)).collect()
+}
+
+/// Pearson's correlation of two lists of numbers: cov(a, b) / (σa·σb). NaN where one does not vary.
+pub fn correlation(a: &[f32], b: &[f32]) -> f64 {
+    let m = Moments::of(a, b);
+    m.ab / (m.aa * m.bb).sqrt()
+}
+
+/// The least-squares line y ≈ k·x + b: `(k, b)`. NaN where x does not vary.
+pub fn regression(y: &[f32], x: &[f32]) -> (f64, f64) {
+    let m = Moments::of(y, x);
+    let k = m.ab / m.bb;
+    (k, m.a - k * m.b)
+}
+
+/// Excess kurtosis: the fourth central moment over the squared variance, less 3; 0 for a normal
+/// distribution. NaN where nothing varies.
+pub fn kurtosis(values: &[f32]) -> f64 {
+    let count = values.len() as f64;
+    let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / count;
+    let moment =
+        |power: i32| values.iter().map(|v| (f64::from(*v) - mean).powi(power)).sum::<f64>() / count;
+    moment(4) / moment(2).powi(2) - 3.0
+}
+
+/// Means, and sums of the products of what deviates from them.
+struct Moments {
+    a: f64,
+    b: f64,
+    aa: f64,
+    bb: f64,
+    ab: f64,
+}
+
+impl Moments {
+    fn of(a: &[f32], b: &[f32]) -> Moments {
+        let count = a.len().min(b.len());
+        let mean = |v: &[f32]| v[..count].iter().map(|v| f64::from(*v)).sum::<f64>() / count as f64;
+        let mut m = Moments { a: mean(a), b: mean(b), aa: 0.0, bb: 0.0, ab: 0.0 };
+        for (a, b) in a.iter().zip(b) {
+            let (a, b) = (f64::from(*a) - m.a, f64::from(*b) - m.b);
+            m.aa += a * a;
+            m.bb += b * b;
+            m.ab += a * b;
+        }
+        m
+    }
 }
 
 /// Natural logarithms of softmax(logits): x − max − ln Σ exp(x − max).
@@ -192,5 +288,61 @@ mod tests {
         assert!(ssim(&x, &y, 10, 12, 1).is_err() && ssim(&x, &y[1..], w, h, 1).is_err());
         let noisy: Vec<f32> = a.iter().enumerate().map(|(i, v)| v + (i % 2) as f32 * 0.2).collect();
         assert!(ssim(&noisy, &a, w, h, 3).unwrap() < 0.97);
+    }
+    /// Width, height, SSIM, MS-SSIM with 1, 3 and 5 scales.
+    const GOLDEN_SIMILARITY: [(usize, usize, f64, f64); 3] = [
+        (20, 16, 0.9456708434575256, 0.9456708434575256),
+        (64, 48, 0.9461580278020236, 0.9550345386098255),
+        (176, 192, 0.946326697422676, 0.9704139922463716),
+    ];
+    /// Correlation, slope, intercept, excess kurtosis.
+    const GOLDEN_STATISTICS: [f64; 4] =
+        [0.4525563533896564, 0.5412453398675331, 0.46731685709326765, 0.07225448413960667];
+
+    /// Two images without randomness, which tools/golden_metrics.py computes as well.
+    fn images(width: usize, height: usize) -> [Vec<f32>; 2] {
+        let at = |i: usize| (i / 3 / width, i / 3 % width, i % 3);
+        let a = |i: usize| {
+            let (y, x, c) = at(i);
+            ((y * (7 + c) + x * 13) % 97) as f32 / 96.0
+        };
+        let b = |i: usize| {
+            let (y, x, _) = at(i);
+            0.8 * a(i) + 0.2 * ((y * 5 + x * 3) % 31) as f32 / 30.0
+        };
+        let count = width * height * 3;
+        [(0..count).map(a).collect(), (0..count).map(b).collect()]
+    }
+
+    #[test]
+    fn similarities_match_numpy() {
+        // tools/golden_metrics.py: SSIM and MS-SSIM written with numpy's correlate, in f64. 1e-6: the
+        // images are rounded to f32 here.
+        for (width, height, single, multiple) in GOLDEN_SIMILARITY {
+            let [a, b] = images(width, height);
+            let of = |f: fn(&[f32], &[f32], usize, usize, usize) -> Result<f64>| {
+                f(&b, &a, width, height, 3).unwrap()
+            };
+            assert!((of(ssim) - single).abs() < 1e-6, "{width}x{height}: {}", of(ssim));
+            assert!((of(ms_ssim) - multiple).abs() < 1e-6, "{width}x{height}: {}", of(ms_ssim));
+        }
+        let [a, _] = images(64, 48);
+        assert!((ms_ssim(&a, &a, 64, 48, 3).unwrap() - 1.0).abs() < 1e-9);
+        assert!(ms_ssim(&a, &a, 64, 10, 3).is_err());
+    }
+
+    #[test]
+    fn statistics_match_scipy() {
+        // tools/golden_metrics.py: scipy.stats.pearsonr, linregress and kurtosis of these numbers. 1e-6:
+        // the numbers are rounded to f32 here.
+        let x: Vec<f32> = (0..50).map(|i| ((i * 37 % 53) as f32 / 53.0).powi(3)).collect();
+        let y: Vec<f32> = (0..50).map(|i| ((i * 29 % 47) as f32 / 47.0) + 0.5 * x[i]).collect();
+        let [r, k, b, tail] = GOLDEN_STATISTICS;
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        assert!(near(correlation(&y, &x), r) && near(correlation(&x, &y), r));
+        let line = regression(&y, &x);
+        assert!(near(line.0, k) && near(line.1, b), "{line:?}");
+        assert!(near(kurtosis(&x), tail), "{}", kurtosis(&x));
+        assert!(correlation(&x, &[1.0; 50]).is_nan() && kurtosis(&[2.0; 9]).is_nan());
     }
 }

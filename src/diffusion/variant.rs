@@ -1,0 +1,52 @@
+//! A loaded model whose UNet gets other weights, again and again: what a sweep over its layers does. The
+//! text encoders and the VAE stay.
+
+use std::rc::Rc;
+
+use super::load_options::with_adapters;
+use super::text_to_image::TextToImage;
+use crate::Result;
+use crate::nets::unet::{Unet, UnetContext, UnetTime};
+use crate::nn::{LoadReport, Loader, WeightCache};
+use crate::quant::Recipe;
+use crate::weights::Part;
+
+/// The UNet's weights in place of those of the options.
+pub(super) struct Variant {
+    pub recipe: Recipe,
+    pub cache: Rc<WeightCache>,
+}
+
+impl TextToImage {
+    /// Reads the whole UNet, what depends on the prompt or the timestep alone with it, into a cache as
+    /// `recipe` says, and paints with that from now on.
+    pub fn cache_unet(&mut self, recipe: Recipe) -> Result<Rc<WeightCache>> {
+        let cache = Rc::new(WeightCache::default());
+        let store = self.model.store(Part::Unet)?;
+        let loader = Loader::new(&self.gpu, &store, &recipe).filling(&cache);
+        let loader = with_adapters(loader, Part::Unet, &self.options)?;
+        UnetTime::load(&loader, &self.config)?;
+        UnetContext::load(&loader, &self.config)?;
+        self.unet = Unet::load(&loader, &self.config)?;
+        self.conditions.clear();
+        self.variant = Some(Variant { recipe, cache: cache.clone() });
+        Ok(cache)
+    }
+
+    /// Gives the UNet other weights for all later runs. What the cache has in the recipe's format is used
+    /// as it is there; what differs is read and packed. The report counts what depends on the prompt or the
+    /// timestep alone as well.
+    pub fn set_unet(&mut self, recipe: Recipe, cache: &Rc<WeightCache>) -> Result<LoadReport> {
+        let store = self.model.store(Part::Unet)?;
+        let loader = Loader::new(&self.gpu, &store, &recipe).sharing(cache);
+        let loader = with_adapters(loader, Part::Unet, &self.options)?;
+        UnetTime::load(&loader, &self.config)?;
+        UnetContext::load(&loader, &self.config)?;
+        self.unet = Unet::load(&loader, &self.config)?;
+        let report = loader.report();
+        drop(loader);
+        self.conditions.clear();
+        self.variant = Some(Variant { recipe, cache: cache.clone() });
+        Ok(report)
+    }
+}
