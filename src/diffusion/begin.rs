@@ -49,7 +49,7 @@ impl Beginning<'_> {
             Some(start) => {
                 let size = [h, w].map(|side| side * self.scale);
                 check_size("the picture to start from", &start.image, size)?;
-                self.from_picture(start, rng, &encoder()?)
+                self.on_picture(start, rng, &encoder()?)
             }
             None if self.nine() => Err(Error::Usage(
                 "an inpainting model (9 channels) needs -i PICTURE and --mask MASK".into(),
@@ -67,7 +67,7 @@ impl Beginning<'_> {
         noise.iter().map(|v| v * self.sigma).collect()
     }
 
-    fn from_picture(
+    fn on_picture(
         &self,
         start: &Start,
         rng: &mut Rng,

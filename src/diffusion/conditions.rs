@@ -16,7 +16,7 @@ use super::variant::Variant;
 use crate::Result;
 use crate::gpu::Gpu;
 use crate::graph::PlanOptions;
-use crate::nets::unet::{UnetConfig, UnetContext, UnetTime};
+use crate::nets::unet::UnetConfig;
 use crate::nn::Loader;
 use crate::weights::{ImageModel, Part};
 
@@ -140,17 +140,9 @@ impl Conditioner<'_> {
             let n = unused.len();
             warnings.push(format!("{n} modules of LoRAs have no layer here, for instance {first}"));
         }
-        let passes_of = self.passes(&context);
-        let run = ForRun {
-            gpu,
-            act,
-            plan,
-            context: &context,
-            table,
-            about,
-            passes: passes_of,
-            streams: self.options.streams(),
-        };
+        let (passes_of, streams) = (self.passes(&context), self.options.streams());
+        let context = &context;
+        let run = ForRun { gpu, act, plan, context, table, about, passes: passes_of, streams };
         let controls = self.controls.store(request, &run)?;
         // The driver frees what was needed on the way when its work is done.
         gpu.wait()?;
@@ -187,18 +179,14 @@ impl Conditioner<'_> {
             }
             with_adapters(loader, Part::Unet, options)
         };
-        let net = UnetTime::load(&loader()?, config)?;
-        let (tables, rows) = hoisted.time_tables(&net, context, table, about)?;
-        drop(net);
-        let net = UnetContext::load(&loader()?, config)?;
         let groups = groups(context.items, self.passes(context));
-        let passes = groups.into_iter().map(|items| {
-            let of_table = |item: usize| if rows == 1 { 0 } else { item as u32 };
-            Ok(Pass {
-                keys_values: hoisted.keys_values(&net, context, items.clone(), batch)?,
-                items: items.flat_map(|i| std::iter::repeat_n(of_table(i), batch)).collect(),
-            })
+        let (tables, rows, keys_values) =
+            hoisted.all(&loader, context, (&groups, batch), table, about)?;
+        let of_table = |item: usize| if rows == 1 { 0 } else { item as u32 };
+        let passes = keys_values.into_iter().zip(groups).map(|(keys_values, items)| Pass {
+            keys_values,
+            items: items.flat_map(|i| std::iter::repeat_n(of_table(i), batch)).collect(),
         });
-        Ok((tables, rows, passes.collect::<Result<_>>()?))
+        Ok((tables, rows, passes.collect()))
     }
 }

@@ -13,7 +13,7 @@ use super::text_to_image::OnTensor;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Plan, PlanOptions, Var};
 use crate::nets::controlnet::{ControlNet, ControlNetConfig, ControlPicture};
-use crate::nets::unet::{Residuals, UnetConfig, UnetContext, UnetTime};
+use crate::nets::unet::{Residuals, UnetConfig};
 use crate::nn::{LoadReport, Loader};
 use crate::quant::Recipe;
 use crate::weights::WeightStore;
@@ -165,24 +165,21 @@ impl Controls {
     ) -> Result<ControlStored> {
         let Loaded { path, config, .. } = loaded;
         let (store, recipe) = (WeightStore::open(path)?, recipe(&self.weights)?);
-        let loader = Loader::new(run.gpu, &store, &recipe);
-        if run.streams {
-            loader.limit_resident(0);
-        }
+        let loader = || {
+            let loader = Loader::new(run.gpu, &store, &recipe);
+            if run.streams {
+                loader.limit_resident(0);
+            }
+            Ok(loader)
+        };
         let unet = &config.unet;
         let hoisted = Hoisted { gpu: run.gpu, act: run.act, plan: run.plan, config: unet };
-        let time = UnetTime::load(&loader, unet)?;
-        let (tables, _) = hoisted.time_tables(&time, run.context, run.table, run.about)?;
-        drop(time);
-        let net = UnetContext::load(&loader, unet)?;
-        let groups = groups(run.context.items, run.passes).into_iter();
-        let keys_values = groups
-            .map(|items| hoisted.keys_values(&net, run.context, items, batch))
-            .collect::<Result<_>>()?;
-        drop(net);
+        let groups = groups(run.context.items, run.passes);
+        let (tables, _, keys_values) =
+            hoisted.all(&loader, run.context, (&groups, batch), run.table, run.about)?;
         check_size("the control picture", &control.image, run.about.size)?;
         let graph = Graph::new(run.act);
-        let embedded = record_picture(&graph, &loader, config, run.about.size)?;
+        let embedded = record_picture(&graph, &loader()?, config, run.about.size)?;
         let plan = Plan::new(run.gpu, &graph, run.plan)?;
         plan.set("picture", &control.image.to_f32())?;
         plan.run()?;

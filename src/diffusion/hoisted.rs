@@ -8,6 +8,7 @@ use super::sampler::StepCoefficients;
 use crate::gpu::{Buffer, Command, Elem, Gpu};
 use crate::graph::{Graph, Plan, PlanOptions, Shape, Var};
 use crate::nets::unet::{TimeConditions, UnetConfig, UnetContext, UnetTime, guidance_embedding};
+use crate::nn::Loader;
 use crate::weights::ImageFamily;
 use crate::{Error, Result};
 
@@ -55,10 +56,32 @@ pub(super) struct Hoisted<'a> {
     pub config: &'a UnetConfig,
 }
 
+/// Tables, how many of their rows belong to one step, and keys and values for each pass.
+pub(super) type All = (Vec<Stored>, usize, Vec<KeysValues>);
+
 impl Hoisted<'_> {
+    /// Everything that `copies` pictures need in passes over these items. `loader` is asked for the root of
+    /// the checkpoint twice: the nets are on the GPU one after the other.
+    pub fn all<'l>(
+        &self,
+        loader: &dyn Fn() -> Result<Loader<'l>>,
+        context: &Context,
+        (groups, copies): (&[Range<usize>], usize),
+        table: &[StepCoefficients],
+        about: &About,
+    ) -> Result<All> {
+        let net = UnetTime::load(&loader()?, self.config)?;
+        let (tables, rows) = self.time_tables(&net, context, table, about)?;
+        drop(net);
+        let net = UnetContext::load(&loader()?, self.config)?;
+        let passes =
+            groups.iter().map(|items| self.keys_values(&net, context, items.clone(), copies));
+        Ok((tables, rows, passes.collect::<Result<_>>()?))
+    }
+
     /// Keys and values for `copies` pictures of each of `items`, all of one item first. They are computed
     /// once for each item and copied.
-    pub fn keys_values(
+    fn keys_values(
         &self,
         net: &UnetContext,
         context: &Context,
@@ -153,7 +176,7 @@ impl Hoisted<'_> {
 
     /// Every resnet's share of the time embedding for every row of the schedule, and how many rows of a
     /// table belong to one of them.
-    pub fn time_tables(
+    fn time_tables(
         &self,
         net: &UnetTime,
         context: &Context,

@@ -63,8 +63,9 @@ fn pixels(channels: usize) -> Vec<[f32; 3]> {
 }
 
 impl Projection {
-    /// Pictures of noise that a map is fitted to, and their sides in latents.
-    const FIT: [usize; 2] = [4, 16];
+    /// Pictures of noise that a map is fitted to, and their sides in latents: far more colours than
+    /// there are numbers to be found.
+    const FIT: [usize; 2] = [1, 16];
 
     /// What a fit decodes at once, for VAEs of so many channels of latents.
     pub(super) fn fit_shape(channels: usize) -> [usize; 4] {
