@@ -6,7 +6,7 @@ mod device;
 #[path = "common/latents.rs"]
 mod latents;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use device::gpu;
@@ -112,6 +112,39 @@ fn few_steps_without_guidance() {
     for steps in [1, 4] {
         let spacing = Some(SigmaSpacing::Trailing);
         let request = Request { guidance: 1.0, spacing, ..request("euler_a", steps) };
+        check(&net, "sd_tiny", &format!("turbo_{steps}"), &request);
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => std::fs::copy(&path, target).map(drop).unwrap(),
+        }
+    }
+}
+
+/// A Turbo's folder says sampler and spacing itself.
+#[test]
+fn few_steps_as_the_folder_has_them() {
+    let Some(gpu) = gpu() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    copy(&golden("sd_tiny"), temp.path());
+    let config = temp.path().join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let turbo = text
+        .replace("DDIMScheduler", "EulerAncestralDiscreteScheduler")
+        .replace("\"leading\"", "\"trailing\"");
+    std::fs::write(&config, &turbo).unwrap();
+    let model = ImageModel::open(temp.path()).unwrap();
+    assert!(model.kind().turbo, "{turbo}");
+    let net = TextToImage::open(gpu, model, fp32(), &|_| ()).unwrap();
+    for steps in [1, 4] {
+        let request = Request { guidance: 1.0, sampler: None, ..request("euler_a", steps) };
         check(&net, "sd_tiny", &format!("turbo_{steps}"), &request);
     }
 }
