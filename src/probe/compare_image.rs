@@ -3,6 +3,7 @@
 //! and from its own (free-running: what becomes of it). Only one set of weights is resident at a time.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use serde::Serialize;
 
@@ -17,6 +18,7 @@ use crate::diffusion::image::Image;
 use crate::diffusion::text_to_image::Request;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::Kernels;
+use crate::quant::Recipe;
 use crate::quant::metrics::{ms_ssim, psnr, rel_l2, ssim};
 use crate::{Error, Result};
 
@@ -29,6 +31,8 @@ pub struct ImageOptions {
     pub original: Option<PathBuf>,
     /// The variant's weights; the baseline's are fp16.
     pub weights: String,
+    /// The variant's UNet where it has a recipe of its own. Bits and bytes are then counted of it alone.
+    pub unet: Option<Recipe>,
     /// The variant's kernels.
     pub kernels: Kernels,
     /// The baseline's kernels. With any but the reference, what the weights and what the kernels change is
@@ -222,7 +226,10 @@ impl ImageBaseline {
         let mut work = Runs { gpu, options, on_stage };
         let (weights, kernels) = (&options.weights, options.kernels);
         let mut net = work.load(&options.folder, weights, kernels)?;
-        let resident = (net.report().bits_per_weight(), net.report().resident_bytes());
+        let unet = options.unet.clone().map(|recipe| net.set_unet(recipe, &Rc::default()));
+        let unet = unet.transpose()?;
+        let report = unet.as_ref().unwrap_or(net.report());
+        let resident = (report.bits_per_weight(), report.resident_bytes());
         let taps =
             work.taps(&mut net, kernels, (&self.requests[0], &self.runs[0]), self.layers_at)?;
         let mut layers = layers(&taps, &self.taps)?;

@@ -8,9 +8,11 @@ use serde::Serialize;
 
 use super::attention_kl::{AttentionError, attention_errors};
 use super::compare::{
-    Check, Coarseness, Estimate, LayerError, Limits, OnStage, Squares, Verdict, layers, with_floor,
+    Check, Coarseness, LayerError, Limits, OnStage, Squares, Verdict, layers, with_floor,
 };
-use super::compare_tokens::{MarginError, PositionError, TokenError, by_margin, by_position};
+use super::compare_tokens::{
+    MarginError, PositionError, TokenError, Totals, by_margin, by_position,
+};
 use super::scorer::{CHUNK, Scorer, argmax};
 use crate::gpu::{Elem, Gpu};
 use crate::graph::Kernels;
@@ -33,6 +35,8 @@ pub struct TextOptions {
     pub original: Option<PathBuf>,
     /// The variant's weights; the baseline's are fp16.
     pub weights: String,
+    /// The variant's recipe in the place of what `weights` means.
+    pub recipe: Option<Recipe>,
     /// The variant's kernels.
     pub kernels: Kernels,
     /// The baseline's kernels. With any but the reference, what the weights and what the kernels change is
@@ -210,7 +214,7 @@ impl TextBaseline {
         let tokenizer = Tokenizer::load(original)?;
         let mut work = Work { gpu, options, config: &config, tokenizer: &tokenizer, on_stage };
         let (mut sequences, context) = work.passages()?;
-        let (net, _) = work.load(original, "fp16")?;
+        let (net, _) = work.load(original, &Recipe::builtin("fp16", "llm")?)?;
         let mut scorer = Scorer::new(gpu, &net, (context, options.act, options.baseline))?;
         work.answer(&mut scorer, &mut sequences)?;
         let logits = work.score_all(&mut scorer, &sequences, "baseline")?;
@@ -254,7 +258,11 @@ impl TextBaseline {
     ) -> Result<TextReport> {
         let (config, tokenizer) = (&self.config, &self.tokenizer);
         let mut work = Work { gpu, options, config, tokenizer, on_stage };
-        let (net, resident) = work.load(&options.folder, &options.weights)?;
+        let recipe = match &options.recipe {
+            Some(recipe) => recipe.clone(),
+            None => Recipe::from_argument(&options.weights, "llm")?,
+        };
+        let (net, resident) = work.load(&options.folder, &recipe)?;
         let scorer = |kernels| Scorer::new(gpu, &net, (self.context, options.act, kernels));
         let mut fast = scorer(options.kernels)?;
         let mut reference = match options.baseline {
@@ -311,10 +319,10 @@ fn checks(llm: &TextError, limits: &Limits) -> Vec<Check> {
 }
 
 impl Work<'_, '_> {
-    fn load(&mut self, folder: &Path, weights: &str) -> Result<(Language, LoadReport)> {
-        (self.on_stage)(&format!("loading {weights}"), 0, 0);
-        let (store, recipe) = (WeightStore::open(folder)?, Recipe::from_argument(weights, "llm")?);
-        let loader = Loader::new(self.gpu, &store, &recipe);
+    fn load(&mut self, folder: &Path, recipe: &Recipe) -> Result<(Language, LoadReport)> {
+        (self.on_stage)(&format!("loading {}", recipe.name), 0, 0);
+        let store = WeightStore::open(folder)?;
+        let loader = Loader::new(self.gpu, &store, recipe);
         let net = Language::load(&loader, self.config)?;
         let report = loader.report();
         Ok((net, report))
@@ -402,7 +410,7 @@ impl Work<'_, '_> {
         context: usize,
     ) -> Result<(Floor, Vec<LayerError>)> {
         let original = self.options.original.as_ref().unwrap_or(&self.options.folder);
-        let (net, _) = self.load(original, "fp32")?;
+        let (net, _) = self.load(original, &Recipe::builtin("fp32", "llm")?)?;
         let mut scorer = Scorer::new(self.gpu, &net, (context, self.options.act, Kernels::Fast))?;
         let fp32 = self.score_all(&mut scorer, all, "fp32 weights, fast kernels")?;
         let layers = layers(&scorer.taps(&all[0].ids)?, taps)?;
@@ -453,49 +461,5 @@ impl Work<'_, '_> {
         };
         tokens.extend(judged);
         Ok(scored)
-    }
-}
-
-#[derive(Default)]
-struct Totals {
-    tokens: Vec<TokenError>,
-    logits: Squares,
-    quantization: Squares,
-    kernel: Squares,
-}
-
-impl Totals {
-    /// `kernels`: whether the variant ran under the reference kernels as well.
-    fn finish(&self, floor: Option<Floor>, kernels: bool) -> TextError {
-        let tokens = &self.tokens;
-        let count = tokens.len();
-        let mean = |f: &dyn Fn(&TokenError) -> f64| {
-            tokens.iter().map(f).sum::<f64>() / count.max(1) as f64
-        };
-        let mut kl: Vec<f64> = tokens.iter().map(|t| t.kl).collect();
-        // Ascending; NaN comes last and so is the largest.
-        kl.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let i = (share * count as f64).ceil() as usize;
-            kl.get(i.clamp(1, count.max(1)) - 1).copied().unwrap_or(0.0)
-        };
-        TextError {
-            tokens: count,
-            kl_mean: mean(&|t| t.kl),
-            kl_se: Estimate::of(kl.iter().copied()).standard_error,
-            kl_median: at(0.5),
-            kl_p99: at(0.99),
-            kl_max: at(1.0),
-            same_top: mean(&|t| f64::from(u8::from(t.same_top()))),
-            dp_mean: mean(&|t| t.dp),
-            dp_rms: mean(&|t| t.dp * t.dp).sqrt(),
-            ppl_base: mean(&|t| t.nll[0]).exp(),
-            ppl: mean(&|t| t.nll[1]).exp(),
-            ppl_ratio: mean(&|t| t.nll[1] - t.nll[0]).exp(),
-            logits_rel_l2: self.logits.rel_l2(),
-            quantization_rel_l2: kernels.then(|| self.quantization.rel_l2()),
-            kernel_rel_l2: kernels.then(|| self.kernel.rel_l2()),
-            floor,
-        }
     }
 }

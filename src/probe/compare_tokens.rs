@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use super::compare::{Estimate, Squares};
+use super::compare_text::{Floor, TextError};
 use super::scorer::argmax;
 use crate::quant::metrics::{kl_divergence_of, log_softmax};
 
@@ -104,6 +106,51 @@ pub(super) fn by_margin(tokens: &[TokenError]) -> Vec<MarginError> {
         MarginError { from, to, tokens: here().count(), flips }
     })
     .collect()
+}
+
+/// Everything scored so far.
+#[derive(Default)]
+pub(super) struct Totals {
+    pub tokens: Vec<TokenError>,
+    pub logits: Squares,
+    pub quantization: Squares,
+    pub kernel: Squares,
+}
+
+impl Totals {
+    /// `kernels`: whether the variant ran under the reference kernels as well.
+    pub(super) fn finish(&self, floor: Option<Floor>, kernels: bool) -> TextError {
+        let tokens = &self.tokens;
+        let count = tokens.len();
+        let mean = |f: &dyn Fn(&TokenError) -> f64| {
+            tokens.iter().map(f).sum::<f64>() / count.max(1) as f64
+        };
+        let mut kl: Vec<f64> = tokens.iter().map(|t| t.kl).collect();
+        // Ascending; NaN comes last and so is the largest.
+        kl.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let i = (share * count as f64).ceil() as usize;
+            kl.get(i.clamp(1, count.max(1)) - 1).copied().unwrap_or(0.0)
+        };
+        TextError {
+            tokens: count,
+            kl_mean: mean(&|t| t.kl),
+            kl_se: Estimate::of(kl.iter().copied()).standard_error,
+            kl_median: at(0.5),
+            kl_p99: at(0.99),
+            kl_max: at(1.0),
+            same_top: mean(&|t| f64::from(u8::from(t.same_top()))),
+            dp_mean: mean(&|t| t.dp),
+            dp_rms: mean(&|t| t.dp * t.dp).sqrt(),
+            ppl_base: mean(&|t| t.nll[0]).exp(),
+            ppl: mean(&|t| t.nll[1]).exp(),
+            ppl_ratio: mean(&|t| t.nll[1] - t.nll[0]).exp(),
+            logits_rel_l2: self.logits.rel_l2(),
+            quantization_rel_l2: kernels.then(|| self.quantization.rel_l2()),
+            kernel_rel_l2: kernels.then(|| self.kernel.rel_l2()),
+            floor,
+        }
+    }
 }
 
 #[cfg(test)]

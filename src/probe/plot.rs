@@ -70,12 +70,16 @@ impl Plot {
         self.layers.push(Layer::Line { name: name.into(), points, floor: false });
         self
     }
-    /// The noise floor: a dashed grey line, so that it looks alike in every chart. Nothing without points.
+    /// The noise floor: a dashed grey line, so that it looks alike in every chart. Nothing without points;
+    /// where none of them has a place, because nothing differs, the legend says so.
     pub fn floor(mut self, name: &str, points: impl IntoIterator<Item = Point>) -> Plot {
-        let points: Vec<Point> = points.into_iter().collect();
-        if !points.is_empty() {
-            self.layers.push(Layer::Line { name: name.into(), points, floor: true });
+        let mut points: Vec<Point> = points.into_iter().collect();
+        if points.is_empty() {
+            return self;
         }
+        points.retain(|(_, y)| self.y.shows(*y));
+        let name = if points.is_empty() { format!("{name} (none)") } else { name.into() };
+        self.layers.push(Layer::Line { name, points, floor: true });
         self
     }
     /// Where a value is likely: between two values of each x, in the colour of the line drawn next.
@@ -277,7 +281,7 @@ impl Plot {
             }
             line(out, &class, (at, 14.0), (at + 18.0, 14.0));
             text(out, "start", (at + 23.0, 18.0), name);
-            at += 23.0 + 7.0 * name.chars().count() as f64 + 16.0;
+            at += 23.0 + 6.2 * name.chars().count() as f64 + 14.0;
         }
     }
 }
@@ -394,6 +398,13 @@ mod tests {
         assert!(svg.contains("class=\"line floor\" d=\"M66.0 154.0L706.0 154.0\""));
         assert!(svg.contains("aria-label=\"errors &amp; steps\"") && svg.ends_with("</svg>"));
         assert!(!svg.contains("NaN"));
+        // A floor of nothing has no place on a logarithmic axis.
+        let plot = Plot::new(Axis::linear("step"), Axis::log("error")).line("ours", [(0.0, 0.1)]);
+        let svg = plot.floor("floor", [(0.0, 0.0), (1.0, 0.0)]).svg("t");
+        assert!(
+            svg.contains("floor (none)") && svg.contains("class=\"line floor\" d=\"\""),
+            "{svg}"
+        );
     }
 
     #[test]

@@ -85,7 +85,15 @@ impl HeatMap {
         let wide = (WIDTH - 10.0 - left) / self.columns.len().max(1) as f64;
         let high = if self.rows.len() > 20 { ROW } else { 24.0 };
         let values = || self.rows.iter().flat_map(|(_, values)| values.iter().copied());
-        let shade = self.axis.fit(values(), false);
+        // All shades are used: the ends are those of the data, not round numbers.
+        let shown = || values().filter(|v| self.axis.shows(*v));
+        let (least, most) =
+            (shown().fold(f64::INFINITY, f64::min), shown().fold(f64::NEG_INFINITY, f64::max));
+        let axis = match least < most && self.axis.range.is_none() {
+            true => self.axis.clone().between(least, most),
+            false => self.axis.clone(),
+        };
+        let shade = axis.fit(values(), false);
         let mut out = open(WIDTH, top + high * self.rows.len() as f64 + 30.0, title);
         text(&mut out, "start", (left, 14.0), &self.axis.label);
         let longest = self.columns.iter().map(|n| n.chars().count()).max().unwrap_or(1);
@@ -110,7 +118,7 @@ impl HeatMap {
                     high - 1.0
                 );
                 if wide > 46.0 && high > 20.0 && self.axis.shows(*value) {
-                    let class = if opacity > 0.55 { "over" } else { "" };
+                    let class = if opacity > 0.5 { "over" } else { "under" };
                     let _ = write!(
                         out,
                         "<text class=\"{class}\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
@@ -122,7 +130,7 @@ impl HeatMap {
             }
         }
         let bottom = top + high * self.rows.len() as f64;
-        let ends = format!("pale {} – full {}", number(shade.low), number(shade.high));
+        let ends = format!("palest {}, fullest {}", number(shade.low), number(shade.high));
         text(&mut out, "start", (left, bottom + 20.0), &ends);
         out.push_str("</svg>");
         out

@@ -105,7 +105,7 @@ pub(super) fn layer_charts(
         Axis::linear("SQNR, dB"),
     )
     .scatter("layers", scattered)
-    .floor("floor: fp32 weights", depth(&|l| l.floor_sqnr_db.filter(|db| db.is_finite())));
+    .floor("floor: fp32 weights", depth(&|l| l.floor_sqnr_db));
     let title = "Signal to noise along the net";
     let caption = format!(
         "At {place}; point at a dot for its name. Layers in which nothing differs are left out."
@@ -120,10 +120,11 @@ pub(super) fn layer_charts(
         .filter_map(|l| l.floor_sqnr_db)
         .filter(|db| db.is_finite())
         .fold(f64::INFINITY, f64::min);
-    let floor = if least.is_finite() {
-        format!(" The floor is at {} dB at its lowest.", number(least))
-    } else {
-        String::new()
+    let measured = layers.iter().any(|l| l.floor_sqnr_db.is_some());
+    let floor = match (measured, least.is_finite()) {
+        (true, true) => format!(" The floor is at {} dB at its lowest.", number(least)),
+        (true, false) => " In the floor nothing differs.".to_string(),
+        (false, _) => String::new(),
     };
     let caption =
         format!("The {} lowest of {}, at {place}.{floor}", worst.len().min(WORST), layers.len());

@@ -262,7 +262,9 @@ fn pairs(page: &mut Page, report: &ImageReport) {
         psnr.sort_by(f64::total_cmp);
         psnr
     };
-    if let (Some(least), Some(most)) = (sorted.first(), sorted.last()) {
+    // Fewer make no histogram.
+    let many = sorted.len() >= 8;
+    if let (Some(least), Some(most), true) = (sorted.first(), sorted.last(), many) {
         let width = ((most - least) / 10.0).max(0.1);
         let bin = |i: usize| {
             let edges = [least + width * i as f64, least + width * (i + 1) as f64];

@@ -64,7 +64,7 @@ mod tests {
         for (cycles, expected) in [(0, 0), (1, 0), (3, 1), (5, 2), (7, 3), (9, 4)] {
             let wave = |i: usize| {
                 let phase = cycles as f64 * (i / 2 % w) as f64 / w as f64;
-                if i % 2 == 0 { (std::f64::consts::TAU * phase).cos() as f32 } else { 0.0 }
+                if i.is_multiple_of(2) { (std::f64::consts::TAU * phase).cos() as f32 } else { 0.0 }
             };
             let values: Vec<f32> = (0..h * w * 2).map(wave).collect();
             let total: f64 = values.iter().map(|v| f64::from(*v).powi(2)).sum();

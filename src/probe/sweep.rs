@@ -75,8 +75,7 @@ impl Sweep {
         }
     }
 
-    /// The most sensitive first: by noise for each bit that the format saves, which is the order in which
-    /// a budget of bits is best spent.
+    /// The most sensitive first, by the noise that they leave in the output.
     pub fn ranked(&self) -> Vec<&Sensitivity> {
         let mut ranked: Vec<&Sensitivity> = self.layers.iter().collect();
         ranked.sort_by(|a, b| b.noise.total_cmp(&a.noise));
@@ -161,8 +160,8 @@ fn resume(file: &Path, setup: Value) -> Result<Sweep> {
     let (Value::Object(ours), Value::Object(theirs)) = (&setup, &found.setup) else {
         return Err(Error::Usage(format!("{}: a sweep without a setup", file.display())));
     };
-    let names = ours.keys().chain(theirs.keys());
-    let differs = names.into_iter().find(|name| ours.get(*name) != theirs.get(*name));
+    let mut names = ours.keys().chain(theirs.keys());
+    let differs = names.find(|name| ours.get(*name) != theirs.get(*name));
     match differs {
         None => Ok(found),
         Some(name) => Err(Error::Usage(format!(
