@@ -22,15 +22,11 @@ impl About {
         format!("{} against fp16: {}", self.variant, self.model)
     }
 
-    pub(super) fn lead(&self, page: &mut Page, bits: f64, pairs: usize) {
-        let runs = if pairs == 1 {
-            "one pair of runs".to_string()
-        } else {
-            format!("{pairs} pairs of runs")
-        };
+    /// `over`: of what the figures are means.
+    pub(super) fn lead(&self, page: &mut Page, bits: f64, over: &str) {
         page.lead(&format!(
-            "What is lost when {} keeps its weights at {} bits on average, everything resident counted? Measured on {runs} \
-             that differ in nothing but the weights.",
+            "What is lost when {} keeps its weights at {} bits on average, everything resident counted? Measured on {over}, \
+             with nothing but the weights to tell the runs apart.",
             self.model,
             number(bits)
         ));

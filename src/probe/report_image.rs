@@ -20,7 +20,11 @@ const PAIRS: usize = 40;
 /// Where a picture cannot be encoded.
 pub fn image_page(report: &ImageReport, about: &About) -> Result<String> {
     let mut page = Page::new(&about.title());
-    about.lead(&mut page, report.bits_per_weight, report.pairs.len());
+    let over = match report.pairs.len() {
+        1 => "one pair of runs".to_string(),
+        n => format!("{n} pairs of runs"),
+    };
+    about.lead(&mut page, report.bits_per_weight, &over);
     in_short(&mut page, report);
     checks(&mut page, &report.checks, report.verdict);
     pictures(&mut page, report, about)?;

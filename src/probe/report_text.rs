@@ -11,7 +11,11 @@ const PASSAGES: usize = 40;
 /// The page, everything in it.
 pub fn text_page(report: &TextReport, about: &About) -> String {
     let mut page = Page::new(&about.title());
-    about.lead(&mut page, report.bits_per_weight, report.passages.len());
+    let over = match report.passages.len() {
+        1 => "one passage".to_string(),
+        n => format!("{n} passages"),
+    };
+    about.lead(&mut page, report.bits_per_weight, &over);
     in_short(&mut page, report);
     checks(&mut page, &report.checks, report.verdict);
     divergence(&mut page, report);
@@ -46,7 +50,7 @@ fn in_short(page: &mut Page, report: &TextReport) {
             row("probability of the next token, change (RMS)", percent(e.dp_rms), None),
             row(
                 "perplexity",
-                format!("{} → {} (× {})", number(e.ppl_base), number(e.ppl), number(e.ppl_ratio)),
+                format!("{:.4} → {:.4} (× {:.4})", e.ppl_base, e.ppl, e.ppl_ratio),
                 None,
             ),
             row(
@@ -69,10 +73,10 @@ fn divergence(page: &mut Page, report: &TextReport) {
         "Both sets of weights read the same tokens; at every one, the distributions of the next are compared. If \
          errors gathered in the cache of keys and values, the divergence would grow with the position.",
     );
-    let floor = report.llm.floor.map_or(f64::NAN, |f| f.kl_mean);
     let longest = report.by_position.last().map_or(0, |part| part.to);
     let middle = |from: usize, to: usize| (from + to) as f64 / 2.0;
-    let ends = if floor > 0.0 { vec![(0.0, floor), (longest as f64, floor)] } else { Vec::new() };
+    let ends =
+        report.llm.floor.iter().flat_map(|f| [(0.0, f.kl_mean), (longest as f64, f.kl_mean)]);
     let parts = report.by_position.iter();
     let plot = Plot::new(
         Axis::linear("position among the scored tokens"),
