@@ -3,12 +3,14 @@
 
 pub mod bench;
 pub mod bench_image;
+pub mod calibrate;
 pub mod compare;
 pub mod compare_image;
 pub mod compare_text;
 mod evaluate;
 mod evaluate_image;
 mod evaluate_vae;
+pub mod observe;
 pub mod perplexity;
 pub mod scorer;
 pub mod selftest;
