@@ -103,9 +103,9 @@ fn formats_reach_their_sqnr() {
     }
     let (_, q8) = measure(QuantSpec::INT8);
     let of = |g: u32| gains.iter().find(|x| x.0 == g && x.1 == Levels::Cubic).unwrap();
-    // The figures DESIGN §6 promises, less the variation between seeds.
-    assert!((of(64).2 - 4.25).abs() < 1e-9 && of(64).3[0] >= 21.7);
-    assert!((of(32).2 - 4.5).abs() < 1e-9 && of(32).3[0] >= 22.5);
+    // An exhaustive search over scales and curvatures reaches 21.79 and 22.65.
+    assert!((of(64).2 - 4.25).abs() < 1e-9 && of(64).3[0] >= 21.75);
+    assert!((of(32).2 - 4.5).abs() < 1e-9 && of(32).3[0] >= 22.6);
     (0..3)
         .for_each(|i| assert!(of(64).3[i] > reference[i] + 0.3, "Q4_0 is beaten with fewer bits"));
     // 21.31 is what gguf 0.19 measures; 0.1 for the other weights.
@@ -385,4 +385,31 @@ fn convolutions_pack_per_tap() {
         // 1/127 of the largest of forty normal weights, halved, is below 0.02.
         assert!((packed.decode_at(o, tap, c) - source).abs() < 0.02);
     }
+}
+
+/// HQQ as its own package has it (tests/golden/hqq).
+#[test]
+fn hqq_is_the_packages() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/hqq/hqq.safetensors");
+    let store = inknib::weights::WeightStore::open(file).unwrap();
+    let w = store.values("w").unwrap();
+    let view = |name: &str| store.get(name).unwrap().to_tensor().unwrap();
+    let (codes, scale, zero) =
+        (view("codes").to_i64(), view("scale").to_f32(), view("zero").to_f32());
+    let layout = Layout::linear(8, 192);
+    let packed = Packed::pack(&w, layout, &"int4-g64-hqq".parse().unwrap(), None).unwrap();
+    assert_eq!(packed.bits_per_weight(), 4.5);
+    let decoded = packed.decode();
+    let mut other = 0;
+    for (i, (got, code)) in decoded.iter().zip(&codes).enumerate() {
+        let (s, z) = (scale[i / 64], zero[i / 64]);
+        let want = s * (*code as f32 - z);
+        // Scale and zero are stored in f16: 2^-11 of each, times codes up to 15 and zeros of some 8.
+        let rounding = s * 16.0 / 1024.0;
+        other += usize::from((got - want).abs() > rounding);
+        assert!((got - want).abs() < 1.01 * s + rounding, "{i}: {got} {want}");
+    }
+    // A weight halfway between two codes may fall to either, as sums of zeros differ in their last bit.
+    assert!(other <= 4, "{other} of {} codes differ", codes.len());
+    assert!((metrics::sqnr_db(&decoded, &w) - packed.sqnr_db.unwrap()).abs() < 1e-9);
 }

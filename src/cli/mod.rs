@@ -23,6 +23,7 @@ pub mod language;
 pub mod perplexity;
 pub mod progress;
 pub mod quantize;
+mod quantize_calibrate;
 pub mod repl;
 pub mod sampling;
 pub mod show;

@@ -10,12 +10,15 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::common::{Family, ModelFolder, Ui, table};
+use super::common::{Family, GpuArgs, ModelFolder, Ui, table};
 use super::json::round;
 use super::progress::Bar;
+use super::quantize_calibrate::{FormChoice, Known, MethodArgs};
 use crate::gpu::{interrupted, mib};
 use crate::quant::Recipe;
-use crate::weights::{ImageModel, Part, QuantizedReport, WeightStore, quantize};
+use crate::weights::{
+    ImageModel, Part, Quantize, QuantizedReport, WeightStore, quantize_with, read_json,
+};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -23,6 +26,8 @@ Examples:
   inknib quantize -m models/demo-scenes -o scenes-int4
   inknib quantize -m models/demo-chat -o chat-g32 --weights int4-g32-cubic
   inknib quantize -m SD15 -o SD15-mine --weights my-recipe.toml --json
+  inknib quantize -m models/demo-scenes -o scenes-gptq --method gptq --bits 4.6
+  inknib quantize -m models/demo-chat -o chat-gptq --method gptq --calibration book.txt
 
 The folder OUT is used like the original: `inknib generate -m scenes-int4 …`. A run that was stopped
 goes on when the same command is given again.";
@@ -37,7 +42,7 @@ pub struct Args {
     /// The folder to write; it must be empty or not exist
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
-    /// int4, int8, fp16, a format such as int4-g32-uniform, or a recipe file (*.toml)
+    /// int4, int4-quality, int8, fp16, a format such as int4-g32-uniform, or a recipe file (*.toml)
     #[arg(long, value_name = "FORMAT", default_value = "int4")]
     pub weights: String,
     /// Write into a folder that is not empty
@@ -46,10 +51,19 @@ pub struct Args {
     /// How many tensors the table shows, those with most noise first
     #[arg(long, value_name = "N", default_value_t = 12)]
     pub top: usize,
+    /// inknib, or compressed-tensors for transformers and vLLM (language models with int4-g64-uniform weights)
+    #[arg(long, value_enum, value_name = "FORM", default_value_t)]
+    pub form: FormChoice,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
 }
 
 /// What is remembered between runs, in OUT.
 const PARTIAL: &str = "inknib-quantize.partial.json";
+/// What calibration has summed up so far, in OUT.
+const CALIBRATION: &str = "inknib-calibration.partial.safetensors";
 
 #[derive(Serialize, Deserialize)]
 struct Partial {
@@ -71,6 +85,9 @@ struct Net {
     /// Sum of the squares of the packed weights.
     signal: f64,
     tensors: Vec<Tensor>,
+    /// What `config.json` says of a file in another form.
+    #[serde(default)]
+    quantization_config: Option<serde_json::Value>,
 }
 
 /// One tensor, as `--json` prints it.
@@ -82,6 +99,8 @@ struct Tensor {
     group: Option<u32>,
     c: Option<f32>,
     sqnr_db: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    output_sqnr_db: Option<f64>,
     weights: u64,
 }
 
@@ -104,25 +123,52 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let total: usize = nets.iter().map(|net| net.store.names().count()).sum();
     let bar = ui.bar("quantize", total as u64);
     let mut done = 0;
-    for (Source { folder, net, store, .. }, recipe) in nets.iter().zip(&recipes) {
+    for (source, recipe) in nets.iter().zip(recipes) {
+        let Source { folder, net, store, .. } = source;
         let file = Path::new(folder).join(weight_file(net));
         if partial.nets.iter().any(|n| n.net == *net && n.file == file && finished(args, n, store))
         {
             ui.note(&format!("{}: finished before", file.display()));
         } else {
             partial.nets.retain(|n| n.net != *net);
-            let made = one_net(args, &file, net, recipe, store, &bar, done)?;
+            let (recipe, known) = bar.hide_while(|| plan(args, &model, source, recipe, ui))?;
+            let how = Quantize {
+                recipe: &recipe,
+                method: args.method.method.into(),
+                statistics: known.as_ref().map(|k| (&k.statistics, k.data.as_str())),
+                form: args.form.of(&model)?,
+            };
+            let made = one_net(args, &file, net, &how, store, &bar, done)?;
             partial.nets.push(made);
             remember(&args.output, &partial)?;
         }
         done += store.names().count() as u64;
         bar.at(done);
     }
-    copy_the_rest(&model, &args.output)?;
+    let quantization = partial.nets.iter().find_map(|net| net.quantization_config.as_ref());
+    copy_the_rest(&model, &args.output, quantization)?;
+    // It is there only where something was calibrated.
+    let _ = std::fs::remove_file(args.output.join(CALIBRATION));
     let partial_file = args.output.join(PARTIAL);
     std::fs::remove_file(&partial_file).map_err(|e| Error::io(&partial_file, e))?;
     drop(bar);
     answer(args, ui, &partial.nets, start.elapsed().as_secs_f64())
+}
+
+/// The recipe of a net within the budget, and what calibration knows of it: of the net that is run often.
+fn plan(
+    args: &Args,
+    model: &ModelFolder,
+    source: &Source,
+    recipe: Recipe,
+    ui: &Ui,
+) -> Result<(Recipe, Option<Known>)> {
+    if !["unet", "llm"].contains(&source.recipe) {
+        return Ok((recipe, None));
+    }
+    let (method, state) = (&args.method, args.output.join(CALIBRATION));
+    let known = method.calibrate(model, &source.store, &recipe, (&args.gpu, &state), ui)?;
+    Ok((method.budget(&source.store, recipe, known.as_ref())?, known))
 }
 
 /// A net to quantize.
@@ -165,6 +211,7 @@ fn prepare(args: &Args, model: &ModelFolder) -> Result<Partial> {
         true => std::fs::read_to_string(&args.weights).map_err(|e| Error::io(&args.weights, e))?,
         false => args.weights.clone(),
     };
+    let recipe = format!("{recipe} {}", args.method.settings());
     let fresh = Partial { model: real(&model.path)?, recipe, nets: Vec::new() };
     let created = !out.exists();
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
@@ -205,6 +252,9 @@ fn prepare(args: &Args, model: &ModelFolder) -> Result<Partial> {
 /// Whether an earlier run made this file from these weights.
 fn finished(args: &Args, net: &Net, store: &WeightStore) -> bool {
     let made = WeightStore::open(args.output.join(&net.file));
+    if net.quantization_config.is_some() {
+        return made.is_ok() && store.sha256() == net.source_sha256;
+    }
     made.is_ok_and(|m| m.quantized().is_some_and(|h| h.source_sha256 == net.source_sha256))
         && store.sha256() == net.source_sha256
 }
@@ -213,7 +263,7 @@ fn one_net(
     args: &Args,
     file: &Path,
     net: &str,
-    recipe: &Recipe,
+    how: &Quantize<'_>,
     store: &WeightStore,
     bar: &Bar,
     done: u64,
@@ -221,14 +271,12 @@ fn one_net(
     let target = args.output.join(file);
     let folder = target.parent().unwrap_or(&args.output);
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let report = quantize(store, recipe, &target, |tensor, index, _| {
+    let report = quantize_with(store, how, &target, |tensor, index, _| {
         bar.at(done + index as u64);
         bar.say(tensor.name.clone());
         interrupted()
     })?;
-    let header = WeightStore::open(&target)?;
-    let source_sha256 = header.quantized().map(|h| h.source_sha256.clone()).unwrap_or_default();
-    Ok(summary(net, file, source_sha256, report))
+    Ok(summary(net, file, store.sha256(), report))
 }
 
 fn summary(net: &str, file: &Path, source_sha256: String, report: QuantizedReport) -> Net {
@@ -242,6 +290,7 @@ fn summary(net: &str, file: &Path, source_sha256: String, report: QuantizedRepor
             group: t.group,
             c: t.c,
             sqnr_db: t.sqnr_db,
+            output_sqnr_db: t.output_sqnr_db,
             weights: t.weights as u64,
         })
         .collect();
@@ -254,6 +303,7 @@ fn summary(net: &str, file: &Path, source_sha256: String, report: QuantizedRepor
         bytes: report.bytes,
         sqnr_db: report.sqnr_db,
         signal: report.signal,
+        quantization_config: report.quantization_config,
         tensors,
     }
 }
@@ -297,8 +347,13 @@ fn write_configs(model: &Path, out: &Path) -> Result<()> {
 }
 
 /// Copies what is not weights: configurations, tokenizers, licences. Of a language model the folder
-/// itself, of a pipeline its subfolders too; the file that makes it a model comes last.
-fn copy_the_rest(model: &ModelFolder, out: &Path) -> Result<()> {
+/// itself, of a pipeline its subfolders too; the file that makes it a model comes last, with `quantization_config` if
+/// there is one.
+fn copy_the_rest(
+    model: &ModelFolder,
+    out: &Path,
+    quantization_config: Option<&serde_json::Value>,
+) -> Result<()> {
     if model.path.is_file() {
         return write_configs(&model.path, out);
     }
@@ -321,7 +376,12 @@ fn copy_the_rest(model: &ModelFolder, out: &Path) -> Result<()> {
             }
         }
     }
-    copy(&model.path.join(last), &out.join(last))
+    let Some(quantization) = quantization_config else {
+        return copy(&model.path.join(last), &out.join(last));
+    };
+    let mut config: serde_json::Value = read_json(&model.path, last)?;
+    config["quantization_config"] = quantization.clone();
+    write_whole(&out.join(last), format!("{config:#}\n").as_bytes())
 }
 
 /// Names in a folder, in order, hidden ones left out.

@@ -29,6 +29,12 @@ pub use weight::{Chunk, Residence, Vector, Weight, WeightInfo, weight_part};
 use crate::gpu::{Buffer, Elem};
 use crate::{Error, Result};
 
+/// Sees a graph before it is planned, and may record more: how calibration reads what every layer is given.
+/// What it records has to be an output, and costs fusions where it reads what would have been absorbed.
+pub trait Observe: fmt::Debug + Send + Sync {
+    fn observe(&self, graph: &Graph) -> Result<()>;
+}
+
 /// What a node computes. One implementation per op, in `src/ops/`.
 pub trait Op: fmt::Debug {
     /// The op's name in reports.
@@ -175,6 +181,14 @@ impl Graph {
             .get_or_insert_with(|| format!("{}:{}: {message}", at.file(), at.line()));
         let (shape, home) = (Shape::default(), Home::Planned);
         self.push(Node { op: None, inputs: vec![], shape, elem: self.act, home, at, valid: false })
+    }
+
+    /// Every op recorded so far with its inputs, in order.
+    pub fn ops(&self) -> Vec<(Rc<dyn Op>, Vec<Var<'_>>)> {
+        let nodes = self.nodes.borrow();
+        let var = |id: &usize| Var { graph: self, id: *id };
+        let read = |n: &Node| Some((n.op.clone()?, n.inputs.iter().map(var).collect()));
+        nodes.iter().filter_map(read).collect()
     }
 
     /// Names a value that the host reads after a run.

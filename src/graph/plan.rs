@@ -1,13 +1,14 @@
 //! A graph after fusion, buffer assignment and kernel compilation: replayed as often as wanted.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use half::f16;
 
 use super::footprint::Footprint;
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
 use super::stream::{Placer, Stream};
-use super::{Arena, Graph, Home, Node, fuse, storage};
+use super::{Arena, Graph, Home, Node, Observe, fuse, storage};
 use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, buffer_bytes, interrupted};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
@@ -27,6 +28,8 @@ pub struct PlanOptions {
     /// Bytes of GPU memory through which weights pass that stay on the host; at least what the largest
     /// window of one needs.
     pub stream_pool: u64,
+    /// Shown every graph before it is planned.
+    pub observe: Option<Arc<dyn Observe>>,
 }
 
 /// A value of the plan that the host can name.
@@ -70,6 +73,9 @@ impl Plan {
     /// # Errors
     /// The graph's first shape error, a kernel that does not compile, an allocation beyond the budget.
     pub fn new(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Plan> {
+        if let Some(observer) = &options.observe {
+            observer.observe(graph)?;
+        }
         let mut nodes = nodes(gpu, graph)?;
         let outputs = graph.outputs.borrow().clone();
         let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };

@@ -56,6 +56,7 @@ pub enum Residence {
 
 #[derive(Debug)]
 struct Inner {
+    name: String,
     format: Format,
     layout: Layout,
     columns: Option<Buffer>,
@@ -132,7 +133,8 @@ impl Weight {
         }
         let columns = packed.columns.as_deref().map(|c| gpu.upload(label, bytemuck::cast_slice(c)));
         let (format, layout, columns) = (packed.format, packed.layout, columns.transpose()?);
-        Ok(Weight(Arc::new(Inner { format, layout, columns, chunks })))
+        let name = label.to_string();
+        Ok(Weight(Arc::new(Inner { name, format, layout, columns, chunks })))
     }
 
     /// A weight of this layout and format without its numbers.
@@ -147,9 +149,14 @@ impl Weight {
             Chunk { row0, rows, words, scales: None, info: info.clone() }
         };
         let chunks = (0..layout.rows).step_by(window.max(1)).map(chunk).collect();
-        Ok(Weight(Arc::new(Inner { format, layout, columns: None, chunks })))
+        let (name, columns) = (String::new(), None);
+        Ok(Weight(Arc::new(Inner { name, format, layout, columns, chunks })))
     }
 
+    /// What it was uploaded as: its tensor's name in the checkpoint, for weights of a net. Empty for an outline.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
     pub fn format(&self) -> Format {
         self.0.format
     }

@@ -81,14 +81,14 @@ impl Default for Conv {
 
 impl Conv {
     /// Zeros before and after a row, for a window of `side` pixels.
-    fn zeros(self, side: usize) -> (usize, usize) {
+    pub(super) fn zeros(self, side: usize) -> (usize, usize) {
         match self.pad {
             Pad::Same => ((side - 1) / 2, (side - 1) / 2),
             Pad::End => (0, 1),
         }
     }
     /// Pixels that come out of `size` pixels in one direction; None if the window does not fit once.
-    fn outputs(self, size: usize, side: usize) -> Option<usize> {
+    pub(super) fn outputs(self, size: usize, side: usize) -> Option<usize> {
         let (before, after) = self.zeros(side);
         let padded = (size << usize::from(self.upsample)) + before + after;
         Some(padded.checked_sub(side)? / self.stride + 1)
@@ -160,6 +160,17 @@ fn shape_rule(
     match (conv.outputs(h, side), conv.outputs(w, side)) {
         (Some(h), Some(w)) => Ok(Shape::new(&[b, h, w, rows])),
         _ => Err(format!("x {x:?} is smaller than the window of {side}x{side} pixels")),
+    }
+}
+
+impl Conv2d {
+    /// What the picture is convolved with.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+    /// How it walks over its input: of one picture, or of two joined along their channels.
+    pub fn walk(&self) -> (Conv, bool) {
+        (self.conv, self.two)
     }
 }
 

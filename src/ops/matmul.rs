@@ -91,6 +91,13 @@ fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<El
     x.graph().record(op, &[x], fits, out.unwrap_or(x.graph().act()))
 }
 
+impl Matmul {
+    /// What x is multiplied with.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+}
+
 impl Op for Matmul {
     fn name(&self) -> &'static str {
         "matmul"

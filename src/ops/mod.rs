@@ -10,9 +10,11 @@ pub mod conv2d;
 pub mod embed;
 pub mod finite;
 pub mod gather;
+pub mod gram;
 pub mod guidance;
 pub mod kv_cache;
 pub mod matmul;
+pub mod moments;
 pub mod norm;
 pub mod pointwise;
 pub mod rope;
@@ -45,9 +47,11 @@ pub fn all() -> Vec<OpInfo> {
         embed::info(),
         finite::info(),
         gather::info(),
+        gram::info(),
         guidance::info(),
         kv_cache::info(),
         matmul::info(),
+        moments::info(),
         norm::info(),
         pointwise::info(),
         rope::info(),

@@ -4,6 +4,7 @@
 pub mod attention_kl;
 pub mod bench;
 pub mod bench_image;
+pub mod calibrate;
 pub mod compare;
 pub mod compare_image;
 pub mod compare_reports;
@@ -16,6 +17,7 @@ mod evaluate_image;
 mod evaluate_vae;
 pub mod inject;
 pub mod page;
+pub mod observe;
 pub mod perplexity;
 pub mod plot;
 mod plot_axis;

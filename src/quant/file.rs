@@ -28,8 +28,24 @@ pub struct FileHeader {
     pub recipe: String,
     /// SHA-256 of the source file or files, in hexadecimal.
     pub source_sha256: String,
+    /// How codes were found, and on what; absent where nothing was calibrated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Packed weights by name.
     pub tensors: BTreeMap<String, PackedHeader>,
+}
+
+/// What a file's codes were chosen by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// `mse`, `imatrix`, `gptq` or `awq`.
+    pub method: String,
+    /// What the model painted or read, in words.
+    pub data: String,
+    /// Rows of the input that the layer which saw most was given.
+    pub rows: f64,
+    /// Signal to noise of each weight's layer output over the calibration data, in dB.
+    pub output_sqnr_db: BTreeMap<String, f64>,
 }
 
 /// How one packed weight is to be read.
@@ -102,11 +118,23 @@ pub fn write_quantized(
     source_sha256: &str,
     tensors: &[(String, Stored)],
 ) -> Result<()> {
+    write_calibrated(path, recipe, source_sha256, tensors, None)
+}
+
+/// As [`write_quantized`], with a record of the calibration.
+pub fn write_calibrated(
+    path: impl AsRef<Path>,
+    recipe: &str,
+    source_sha256: &str,
+    tensors: &[(String, Stored)],
+    calibration: Option<Calibration>,
+) -> Result<()> {
     let path = path.as_ref();
     let mut header = FileHeader {
         version: 1,
         recipe: recipe.to_string(),
         source_sha256: source_sha256.to_string(),
+        calibration,
         tensors: BTreeMap::new(),
     };
     let mut pieces: BTreeMap<String, Piece<'_>> = BTreeMap::new();
@@ -144,11 +172,19 @@ pub fn write_quantized(
         .map_err(|e| Error::Runtime(format!("{}: header: {e}", path.display())))?;
     // One key only: the order of several would differ from run to run.
     let metadata = HashMap::from([(METADATA_KEY.to_string(), json)]);
+    write_whole(path, |temporary| safetensors::serialize_to_file(pieces, Some(metadata), temporary))
+}
+
+/// Lets a file be written under a temporary name and gives it its own when it is complete.
+pub(crate) fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&Path) -> std::result::Result<(), safetensors::SafeTensorError>,
+) -> Result<()> {
     let temporary = temporary_beside(path);
     // safetensors leaves a file that only its owner may read; one made plainly has the usual rights.
     let rights = std::fs::File::create(&temporary).and_then(|f| f.metadata());
     let rights = rights.map_err(|e| Error::io(&temporary, e))?.permissions();
-    let written = safetensors::serialize_to_file(pieces, Some(metadata), &temporary)
+    let written = write(&temporary)
         .map_err(|e| match e {
             safetensors::SafeTensorError::IoError(e) => Error::io(&temporary, e),
             other => Error::Runtime(format!("{}: {other}", temporary.display())),

@@ -3,8 +3,12 @@
 //! the metrics that everything is measured with. Nothing here knows the GPU.
 
 mod absmax;
+mod budget;
+mod cholesky;
 pub mod file;
+mod gptq;
 mod grid;
+mod hqq;
 mod layout;
 pub mod metrics;
 mod mse;
@@ -14,13 +18,17 @@ mod packed;
 mod parts;
 mod recipe;
 mod spec;
+mod statistics;
 
+pub use budget::{Choice, allocate};
 pub use file::{Stored, write_quantized};
+pub use gptq::{DAMPING, gptq};
 pub use grid::{CUBIC_CANDIDATES, Grid};
 pub use layout::{Layout, conv_to_rows, rows_to_conv};
 pub use numbers::{Numbers, Order};
 pub use packed::{Format, Offset, Packed};
 pub use recipe::{AUTO, Recipe, Rule};
 pub use spec::{Levels, QuantSpec, Search};
+pub use statistics::{GramBlock, LayerStatistics, Statistics};
 
 pub(crate) use packed::pair_halves;

@@ -10,7 +10,7 @@ use super::grid::{CUBIC_CANDIDATES, Grid, Group, inverse};
 use super::numbers::Rows;
 use super::packed::{Q4_ZEROS, pair_halves};
 use super::{
-    Format, Layout, Levels, Numbers, Offset, Order, Packed, QuantSpec, Search, absmax, mse,
+    Format, Layout, Levels, Numbers, Offset, Order, Packed, QuantSpec, Search, absmax, hqq, mse,
 };
 use crate::{Error, Result};
 
@@ -50,6 +50,9 @@ impl Packed {
             )));
         }
         let rows = Rows { numbers, layout, order };
+        if let QuantSpec::Q4 { group, search: Search::Hqq, .. } = *spec {
+            return hqq::pack(&rows, group);
+        }
         let mut format = Format::of(spec);
         if let QuantSpec::Q4 { group, levels: Levels::Cubic, search } = *spec {
             let cubic = choose_cubic(&rows, group, search, importance);
@@ -145,7 +148,7 @@ fn importance_of_groups(importance: &[f32], layout: Layout, format: Format) -> V
     out
 }
 
-fn push_eights(out: &mut Vec<[f32; 8]>, values: &[f32]) {
+pub(super) fn push_eights(out: &mut Vec<[f32; 8]>, values: &[f32]) {
     let (whole, rest) = values.as_chunks::<8>();
     out.extend_from_slice(whole);
     if !rest.is_empty() {
@@ -156,25 +159,25 @@ fn push_eights(out: &mut Vec<[f32; 8]>, values: &[f32]) {
 }
 
 /// How the scale of a 4-bit group is found, with the levels it is for.
-enum Scales {
+pub(super) enum Scales {
     Absmax(Grid),
     Mse(Box<mse::Search>),
 }
 
 impl Scales {
-    fn new(grid: Grid, search: Search) -> Scales {
+    pub(super) fn new(grid: Grid, search: Search) -> Scales {
         match search {
             Search::Absmax => Scales::Absmax(grid),
-            Search::Mse => Scales::Mse(Box::new(mse::Search::new(grid))),
+            Search::Mse | Search::Hqq => Scales::Mse(Box::new(mse::Search::new(grid))),
         }
     }
-    fn grid(&self) -> &Grid {
+    pub(super) fn grid(&self) -> &Grid {
         match self {
             Scales::Absmax(grid) => grid,
             Scales::Mse(search) => search.grid(),
         }
     }
-    fn scale(&self, group: Group<'_>) -> f32 {
+    pub(super) fn scale(&self, group: Group<'_>) -> f32 {
         match self {
             Scales::Absmax(grid) => absmax::scale(grid, group),
             Scales::Mse(search) => search.scale(group),
@@ -322,7 +325,12 @@ fn measure(values: &[f32], format: Format) -> Measured {
 }
 
 /// The curvature with the least error over a sample of groups spread through the tensor.
-fn choose_cubic(rows: &Rows<'_>, group: u32, search: Search, importance: Option<&[f32]>) -> f32 {
+pub(super) fn choose_cubic(
+    rows: &Rows<'_>,
+    group: u32,
+    search: Search,
+    importance: Option<&[f32]>,
+) -> f32 {
     /// Enough for a choice among six curves: their errors differ by several per cent, the mean over
     /// this many groups varies by about one.
     const SAMPLE: usize = 512;

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::grid::Grid;
-use super::{Layout, QuantSpec};
+use super::{Layout, QuantSpec, Search};
 
 /// The number format of a [`Packed`] weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,7 +44,10 @@ impl Format {
             QuantSpec::F32 => Format::F32,
             QuantSpec::F16 => Format::F16,
             QuantSpec::Q8 { group } => Format::Q8 { group },
-            QuantSpec::Q4 { group, .. } => Format::Q4 { group, cubic: 0.0, offset: Offset::None },
+            QuantSpec::Q4 { group, search, .. } => {
+                let offset = if search == Search::Hqq { Offset::Zero } else { Offset::None };
+                Format::Q4 { group, cubic: 0.0, offset }
+            }
         }
     }
 

@@ -11,8 +11,9 @@ use super::QuantSpec;
 use crate::{Error, Result};
 
 /// The recipes that come with the program, by name.
-const BUILTIN: [(&str, &str); 4] = [
+const BUILTIN: [(&str, &str); 5] = [
     ("int4", include_str!("../../models/recipes/int4.toml")),
+    ("int4-quality", include_str!("../../models/recipes/int4-quality.toml")),
     ("int8", include_str!("../../models/recipes/int8.toml")),
     ("fp16", include_str!("../../models/recipes/fp16.toml")),
     ("fp32", include_str!("../../models/recipes/fp32.toml")),
@@ -41,6 +42,8 @@ pub struct Recipe {
     /// Weights that a foreign file (GGUF) has quantized already stay as near to that as possible,
     /// instead of being quantized again as the rules say: what `auto` means.
     pub keep_packed: bool,
+    /// Formats of single tensors, before any rule: what a budget of bits was spent on.
+    pub exact: BTreeMap<String, QuantSpec>,
 }
 
 /// What `--weights` says when nobody says anything: int4 for files of floats, else what the file has.
@@ -71,14 +74,14 @@ struct RawRule {
 }
 
 impl Recipe {
-    /// One of the recipes that come with the program (`int4`, `int8`, `fp16`, `fp32`) for a family
+    /// One of the recipes that come with the program (`int4`, `int4-quality`, `int8`, `fp16`, `fp32`) for a family
     /// (`unet`, `llm`, `text_encoder`, `vae`).
     pub fn builtin(name: &str, family: &str) -> Result<Recipe> {
         match BUILTIN.iter().find(|(n, _)| *n == name) {
             Some((name, text)) => Recipe::parse(&format!("recipe {name}"), text, family),
             None => Err(Error::Usage(format!(
-                "there is no recipe `{name}`; those that come with the program are int4, int8, fp16 \
-                 and fp32"
+                "there is no recipe `{name}`; those that come with the program are int4, \
+                 int4-quality, int8, fp16 and fp32"
             ))),
         }
     }
@@ -105,7 +108,7 @@ impl Recipe {
         }
         let spec: QuantSpec = argument.parse().map_err(|e| {
             Error::Usage(format!(
-                "`{argument}` is neither auto, nor a recipe (int4, int8, fp16, fp32), nor a .toml file, nor a \
+                "`{argument}` is neither auto, nor a recipe (int4, int4-quality, int8, fp16, fp32), nor a .toml file, nor a \
                  number format: {e}"
             ))
         })?;
@@ -130,6 +133,7 @@ impl Recipe {
             default: spec,
             rules: vec![],
             keep_packed: false,
+            exact: BTreeMap::new(),
         }
     }
 
@@ -167,11 +171,18 @@ impl Recipe {
             default: spec(&found.default)?,
             rules: found.rule.iter().map(rule).collect::<Result<_>>()?,
             keep_packed: false,
+            exact: BTreeMap::new(),
         })
     }
 
     /// The format of the tensor of this name.
     pub fn spec_for(&self, path: &str) -> QuantSpec {
+        let exact = self.exact.get(path).copied();
+        exact.unwrap_or_else(|| self.by_rule(path))
+    }
+
+    /// What the rules alone say.
+    fn by_rule(&self, path: &str) -> QuantSpec {
         self.rules.iter().find(|rule| rule.glob.is_match(path)).map_or(self.default, |r| r.spec)
     }
 }

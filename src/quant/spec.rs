@@ -23,11 +23,13 @@ pub enum Search {
     Absmax,
     /// The scale with the least squared error, clipping included.
     Mse,
+    /// A float zero beside the scale, by HQQ's iteration; even levels alone. A baseline to measure against.
+    Hqq,
 }
 
 /// The number format of one weight. Written as `fp32`, `fp16`, `int8-g64`, `int4-g64-cubic`,
 /// `int4-g32-uniform`; `-absmax` at the end of an int4 form asks for that search, the least squared
-/// error is the rule. Groups are 32, 64 or 128 channels.
+/// error is the rule; `int4-g64-hqq` has zeros beside its scales. Groups are 32, 64 or 128 channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuantSpec {
     F32,
@@ -60,8 +62,11 @@ impl fmt::Display for QuantSpec {
             QuantSpec::Q8 { group } => write!(f, "int8-g{group}"),
             QuantSpec::Q4 { group, levels, search } => {
                 let levels = if *levels == Levels::Cubic { "cubic" } else { "uniform" };
-                let search = if *search == Search::Absmax { "-absmax" } else { "" };
-                write!(f, "int4-g{group}-{levels}{search}")
+                match search {
+                    Search::Mse => write!(f, "int4-g{group}-{levels}"),
+                    Search::Absmax => write!(f, "int4-g{group}-{levels}-absmax"),
+                    Search::Hqq => write!(f, "int4-g{group}-hqq"),
+                }
             }
         }
     }
@@ -87,6 +92,7 @@ impl FromStr for QuantSpec {
                 "cubic" => levels.replace(Levels::Cubic).is_some(),
                 "absmax" => search.replace(Search::Absmax).is_some(),
                 "mse" => search.replace(Search::Mse).is_some(),
+                "hqq" => search.replace(Search::Hqq).is_some(),
                 "g32" => group.replace(32).is_some(),
                 "g64" => group.replace(64).is_some(),
                 "g128" => group.replace(128).is_some(),
@@ -105,6 +111,14 @@ impl FromStr for QuantSpec {
                 Ok(QuantSpec::Q8 { group: group.unwrap_or(64) })
             }
             "int8" | "q8" => Err(refuse("int8 takes only a group")),
+            "int4" | "q4" if search == Some(Search::Hqq) && levels == Some(Levels::Cubic) => {
+                Err(refuse("hqq has even levels"))
+            }
+            "int4" | "q4" if search == Some(Search::Hqq) => Ok(QuantSpec::Q4 {
+                group: group.unwrap_or(64),
+                levels: Levels::Uniform,
+                search: Search::Hqq,
+            }),
             "int4" | "q4" => Ok(QuantSpec::Q4 {
                 group: group.unwrap_or(64),
                 levels: levels.unwrap_or(Levels::Cubic),
@@ -141,6 +155,7 @@ mod tests {
                     specs.push(QuantSpec::Q4 { group, levels, search });
                 }
             }
+            specs.push(QuantSpec::Q4 { group, levels: Levels::Uniform, search: Search::Hqq });
         }
         for spec in specs {
             assert_eq!(spec.to_string().parse::<QuantSpec>().unwrap(), spec);
@@ -154,9 +169,16 @@ mod tests {
 
     #[test]
     fn refuses_what_it_cannot_serve() {
-        for bad in
-            ["", "int5", "int4-g48", "int4-cubic-uniform", "int8-cubic", "fp16-g64", "int4-g64-g32"]
-        {
+        for bad in [
+            "",
+            "int5",
+            "int4-g48",
+            "int4-cubic-hqq",
+            "int4-cubic-uniform",
+            "int8-cubic",
+            "fp16-g64",
+            "int4-g64-g32",
+        ] {
             let e = bad.parse::<QuantSpec>().unwrap_err();
             assert!(e.to_string().contains("int4-g64-cubic"), "{bad}: {e}");
             assert_eq!(e.exit_code(), 2);

@@ -4,10 +4,13 @@
 //! damaged, panics.
 
 mod awq;
+mod budget;
 mod bytes;
+mod calibrated;
 mod checkpoint;
 mod codes;
 mod compressed;
+mod compressed_export;
 mod config;
 mod foreign;
 mod gguf;
@@ -32,9 +35,12 @@ pub mod lora;
 mod lora_names;
 mod packed;
 mod quantize;
+mod statistics;
 mod store;
 mod view;
 
+pub use budget::{Sensitivities, budget_recipe};
+pub use calibrated::Method;
 pub use checkpoint::{Checkpoint, gguf_file, read_config};
 pub use config::read_json;
 pub use foreign::has_quantization_config;
@@ -45,7 +51,7 @@ pub use gguf_repack::becomes;
 pub use image_file::is_image_gguf;
 pub use image_kind::{ImageFamily, Kind};
 pub use image_model::{ImageModel, PIPELINES, Part, Vocabulary};
-pub use quantize::{QuantizedReport, TensorReport, quantize};
+pub use quantize::{Form, Quantize, QuantizedReport, TensorReport, quantize, quantize_with};
 pub use safetensors::Dtype;
 pub use store::{WeightStore, read_tensors};
 pub use view::View;

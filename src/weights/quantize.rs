@@ -1,5 +1,6 @@
 //! Turning a checkpoint into a quantized file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::f16;
@@ -7,9 +8,12 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::Serialize;
 
+use super::calibrated::{Folded, Method, Rows, fold, pack_scaled, scale_vector, undo};
+use super::compressed_export::write_compressed;
 use super::packed::layout_of;
 use super::{View, WeightStore, read_json};
-use crate::quant::{Format, Numbers, QuantSpec, Recipe, Stored, write_quantized};
+use crate::quant::file::{Calibration, write_calibrated};
+use crate::quant::{Format, LayerStatistics, Numbers, QuantSpec, Recipe, Statistics, Stored};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -25,6 +29,9 @@ pub struct TensorReport {
     pub c: Option<f32>,
     /// Absent where nothing was lost.
     pub sqnr_db: Option<f64>,
+    /// Of the layer's output over the calibration data, where there was any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_sqnr_db: Option<f64>,
     /// Number of weights.
     pub weights: usize,
 }
@@ -42,6 +49,30 @@ pub struct QuantizedReport {
     #[serde(skip)]
     pub signal: f64,
     pub tensors: Vec<TensorReport>,
+    /// What `config.json` has to say of a file in another program's form.
+    #[serde(skip)]
+    pub quantization_config: Option<serde_json::Value>,
+}
+
+/// How a file is to be quantized.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantize<'a> {
+    pub recipe: &'a Recipe,
+    pub method: Method,
+    /// What calibration knows, and in words what of. Whatever the method, biases take over the mean errors of their
+    /// layers' outputs.
+    pub statistics: Option<(&'a Statistics, &'a str)>,
+    pub form: Form,
+}
+
+/// What kind of file is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// This program's own, which holds all formats.
+    #[default]
+    Own,
+    /// compressed-tensors, "pack-quantized", for transformers and vLLM.
+    CompressedTensors,
 }
 
 /// Quantizes every tensor of `store` as `recipe` says and writes the quantized file to `output`.
@@ -52,30 +83,30 @@ pub fn quantize(
     store: &WeightStore,
     recipe: &Recipe,
     output: impl AsRef<Path>,
+    progress: impl FnMut(&TensorReport, usize, usize) -> Result<()>,
+) -> Result<QuantizedReport> {
+    let how = Quantize { recipe, method: Method::Mse, statistics: None, form: Form::Own };
+    quantize_with(store, &how, output, progress)
+}
+
+/// As [`quantize`], with a method and what calibration knows.
+pub fn quantize_with(
+    store: &WeightStore,
+    how: &Quantize<'_>,
+    output: impl AsRef<Path>,
     mut progress: impl FnMut(&TensorReport, usize, usize) -> Result<()>,
 ) -> Result<QuantizedReport> {
-    if let Some(format) = store.quantized_elsewhere() {
-        return Err(Error::Model(format!(
-            "{}: is quantized already ({format}) and can be used as it is; to quantize it otherwise, \
-             start from the original weights",
-            store.path().display()
-        )));
-    }
-    if store.quantized().is_some() {
-        return Err(Error::Model(format!(
-            "{}: is quantized already; start from the original weights",
-            store.path().display()
-        )));
-    }
-    let (total, gpt2) = (store.names().count(), is_gpt2(store));
+    refuse_quantized(store)?;
+    let total = store.names().count();
+    let mut work = Work::new(store, how)?;
     let mut tensors: Vec<(String, Stored)> = vec![];
     let mut report = QuantizedReport::default();
     let (mut noise, mut weights) = (0.0, 0usize);
     for name in store.names() {
         let view = store.get(name)?;
-        let conv1d = gpt2 && CONV1D.iter().any(|end| name.ends_with(end));
-        let stored = convert(store, &view, recipe.spec_for(name), conv1d)?;
-        let tensor = describe(name, &stored, &view);
+        let stored = work.convert(&view)?;
+        let mut tensor = describe(name, &stored, &view);
+        tensor.output_sqnr_db = work.output_sqnr_db.get(name).copied();
         if let (Some(_), Some(db)) = (tensor.group, tensor.sqnr_db) {
             let power = power(&view.numbers()?);
             report.signal += power;
@@ -87,10 +118,141 @@ pub fn quantize(
         report.tensors.push(tensor);
         tensors.push((name.to_string(), stored));
     }
+    work.correct_biases(&mut tensors);
     report.bits_per_weight = 8.0 * report.bytes as f64 / weights.max(1) as f64;
     report.sqnr_db = (noise > 0.0).then(|| 10.0 * (report.signal / noise).log10());
-    write_quantized(output, &recipe.name, &store.sha256(), &tensors)?;
+    match how.form {
+        Form::Own => {
+            let calibration = work.calibration();
+            write_calibrated(output, &how.recipe.name, &store.sha256(), &tensors, calibration)?;
+        }
+        Form::CompressedTensors => {
+            report.quantization_config = Some(write_compressed(output.as_ref(), &tensors)?);
+        }
+    }
     Ok(report)
+}
+
+fn refuse_quantized(store: &WeightStore) -> Result<()> {
+    if let Some(format) = store.quantized_elsewhere() {
+        return Err(Error::Model(format!(
+            "{}: is quantized already ({format}) and can be used as it is; to quantize it otherwise, \
+             start from the original weights",
+            store.path().display()
+        )));
+    }
+    match store.quantized() {
+        Some(_) => Err(Error::Model(format!(
+            "{}: is quantized already; start from the original weights",
+            store.path().display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// A file on its way.
+struct Work<'a> {
+    store: &'a WeightStore,
+    how: &'a Quantize<'a>,
+    gpt2: bool,
+    folded: Folded,
+    output_sqnr_db: BTreeMap<String, f64>,
+    /// By the name of a bias, the mean error of the output that it is added to.
+    shifts: BTreeMap<String, Vec<f64>>,
+}
+
+impl<'a> Work<'a> {
+    fn new(store: &'a WeightStore, how: &'a Quantize<'a>) -> Result<Work<'a>> {
+        let folded = match (how.method, how.statistics) {
+            (Method::Awq, Some((all, _))) => fold(store, all, &|name| how.recipe.spec_for(name))?,
+            _ => Folded::default(),
+        };
+        let (output_sqnr_db, shifts) = Default::default();
+        Ok(Work { store, how, gpt2: is_gpt2(store), folded, output_sqnr_db, shifts })
+    }
+
+    fn convert(&mut self, view: &View<'_>) -> Result<Stored> {
+        let (name, spec) = (view.name, self.how.recipe.spec_for(view.name));
+        let conv1d = self.gpt2 && CONV1D.iter().any(|end| name.ends_with(end));
+        let layer = self.how.statistics.and_then(|(all, _)| all.layers.get(name));
+        if let (Some(layer), Some(_)) = (layer, spec.group())
+            && let Some(rows) = Rows::read(self.store, name, conv1d)?
+        {
+            return self.calibrated(view, &rows, &spec, (layer, conv1d));
+        }
+        if let Some(factors) = self.folded.norms.get(name) {
+            let data = Data::F32(scale_vector(&view.to_f32()?, factors)?);
+            return Ok(Stored::Plain(Tensor { shape: view.shape.to_vec(), data }));
+        }
+        convert(self.store, view, spec, conv1d)
+    }
+
+    fn calibrated(
+        &mut self,
+        view: &View<'_>,
+        rows: &Rows,
+        spec: &QuantSpec,
+        (layer, conv1d): (&LayerStatistics, bool),
+    ) -> Result<Stored> {
+        let (packed, stands_for) = match self.folded.columns.get(view.name) {
+            Some(factors) => {
+                let packed = pack_scaled(rows, spec, factors, layer)?;
+                let stands_for = undo(&packed, factors)?;
+                (packed, stands_for)
+            }
+            None => {
+                let packed = rows.pack(spec, self.how.method, Some(layer))?;
+                (packed.clone(), packed)
+            }
+        };
+        if layer.sum.len() == rows.layout.row_len() {
+            let error = rows.error(&stands_for, layer);
+            if let Some(db) = error.sqnr_db() {
+                self.output_sqnr_db.insert(view.name.to_string(), db);
+            }
+            if let Some(place) = view.name.strip_suffix(".weight") {
+                self.shifts.insert(format!("{place}.bias"), error.shift);
+            }
+        }
+        let shape = view.shape.to_vec();
+        Ok(match conv1d {
+            true => Stored::Transposed { shape, packed },
+            false => Stored::Packed { shape, packed },
+        })
+    }
+
+    /// Takes the mean errors out of the biases that follow.
+    fn correct_biases(&self, tensors: &mut [(String, Stored)]) {
+        for (name, stored) in tensors {
+            let (Some(shift), Stored::Plain(tensor)) = (self.shifts.get(name), stored) else {
+                continue;
+            };
+            if tensor.len() != shift.len() {
+                continue;
+            }
+            let less = |v: f32, shift: &f64| (f64::from(v) - shift) as f32;
+            match &mut tensor.data {
+                Data::F32(values) => {
+                    values.iter_mut().zip(shift).for_each(|(v, shift)| *v = less(*v, shift));
+                }
+                Data::F16(values) => values
+                    .iter_mut()
+                    .zip(shift)
+                    .for_each(|(v, shift)| *v = f16::from_f32(less(v.to_f32(), shift))),
+                Data::I64(_) | Data::U32(_) => {}
+            }
+        }
+    }
+
+    fn calibration(&self) -> Option<Calibration> {
+        let (all, data) = self.how.statistics?;
+        Some(Calibration {
+            method: self.how.method.name().to_string(),
+            data: data.to_string(),
+            rows: all.layers.values().map(|layer| layer.rows).fold(0.0, f64::max),
+            output_sqnr_db: self.output_sqnr_db.clone(),
+        })
+    }
 }
 
 /// Σ of the squares, summed in an order that does not depend on the number of threads.
@@ -158,5 +320,14 @@ fn describe(name: &str, stored: &Stored, view: &View<'_>) -> TensorReport {
         }
     };
     let sqnr_db = sqnr_db.filter(|db| db.is_finite());
-    TensorReport { name: name.to_string(), bits, group, c, sqnr_db, weights: view.len() }
+    let output_sqnr_db = None;
+    TensorReport {
+        name: name.to_string(),
+        bits,
+        group,
+        c,
+        sqnr_db,
+        output_sqnr_db,
+        weights: view.len(),
+    }
 }
