@@ -102,12 +102,12 @@ fn perplexity_prints_what_scripts_read() {
     assert!(code == 2 && error.contains("UTF-8") && error.contains("byte 1"), "{code}: {error}");
 }
 
-/// The VAE alone, in a budget that holds it in tiles only.
+/// The VAE alone, which takes 32 MiB in one piece, in a budget that holds it in tiles only.
 #[test]
 fn a_large_picture_is_decoded_in_tiles() {
     let mut command = Command::cargo_bin("inknib").unwrap();
     let model = format!("{ROOT}/models/demo-scenes");
-    let args = ["bench", "--decode", "256", "--vram-budget", "40M", "-r", "1", "--json", "-m"];
+    let args = ["bench", "--decode", "256", "--vram-budget", "30M", "-r", "1", "--json", "-m"];
     let output = command.args(args).arg(&model).output().unwrap();
     if skipped(output.status.code().unwrap()) {
         return;
@@ -121,7 +121,7 @@ fn a_large_picture_is_decoded_in_tiles() {
     assert_eq!(row["test"], "vae 256x256");
     let tile = row["tile"].as_u64().unwrap();
     assert!(tile < 256 && tile.is_multiple_of(32), "{row}");
-    assert!(row["memory"]["peak"].as_u64().unwrap() <= 40 << 20, "{row}");
+    assert!(row["memory"]["peak"].as_u64().unwrap() <= 30 << 20, "{row}");
 }
 
 #[test]
