@@ -133,6 +133,15 @@ pub fn budget_recipe(
         .par_iter()
         .map(|name| choices(store, name, sensitivities.of(name), statistics))
         .collect::<Result<_>>()?;
+    let smallest = |of: &Vec<Choice>| of.iter().map(|choice| choice.bytes).min().unwrap_or(0);
+    let least = fixed + choices.iter().map(smallest).sum::<u64>();
+    if least > total {
+        // Rounded up, so that what is asked for next time fits.
+        let needed = (800.0 * least as f64 / weights.max(1) as f64).ceil() / 100.0;
+        return Err(Error::Usage(format!(
+            "--bits {bits}: the smallest formats of these tensors take {needed:.2} bits per weight together"
+        )));
+    }
     let taken = allocate(&choices, room)?;
     let mut recipe = recipe.clone();
     recipe.name = format!("{} at {bits} bits", recipe.name);
