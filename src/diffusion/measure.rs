@@ -13,7 +13,7 @@ use super::request::Request;
 use super::run::{Inpaint, Known, Parts, Pass, Passes, State, groups};
 use super::sizes::size;
 use crate::gpu::{Gpu, mib};
-use crate::graph::{Graph, Plan, Residence};
+use crate::graph::{Footprint, Graph, Plan, Residence};
 use crate::nets::controlnet::ControlNet;
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nn::{LoadReport, Loader};
@@ -66,11 +66,22 @@ pub fn needs(
     let shape = [request.batch, height / vae.scale(), width / vae.scale(), vae.latent_channels()];
     // The latents, what a sampler remembers, and a copy for the host to read.
     all.needs.fixed += (shape.iter().product::<usize>() * 4 * (MEMORY + 2)) as u64;
-    all.needs.step_joined = all.step(&unet, &hoisted, &controls, shape, Passes::Joined)?;
-    all.needs.step_apart = match items {
-        1 => all.needs.step_joined,
+    let joined = all.step(&unet, &hoisted, &controls, shape, Passes::Joined)?;
+    let apart = match items {
+        1 => joined,
         _ => all.step(&unet, &hoisted, &controls, shape, Passes::Apart)?,
     };
+    let binding = gpu.caps().max_binding_bytes;
+    if apart.largest > binding {
+        return Err(Error::OutOfMemory(format!(
+            "a step at {width}x{height} needs {} of one value at once, this adapter binds at most {}; take a smaller \
+             picture or batch, or --activations f16 where the adapter has it",
+            mib(apart.largest),
+            mib(binding)
+        )));
+    }
+    all.needs.step_joined = if joined.largest > binding { NEVER } else { joined.bytes() };
+    all.needs.step_apart = apart.bytes();
     all.decode(&vae, shape)?;
     all.preview(&vae, shape)?;
     if request.start.is_some() && !vae.is_pixels() {
@@ -264,7 +275,7 @@ impl Measure<'_> {
         controls: &[(ControlNet, Conditioned)],
         shape: [usize; 4],
         passes: Passes,
-    ) -> Result<u64> {
+    ) -> Result<Footprint> {
         let (options, request) = (self.options, self.request);
         let groups = groups(self.items, passes);
         let pass = |items: &std::ops::Range<usize>| Pass {
@@ -304,7 +315,7 @@ impl Measure<'_> {
         let graph = Graph::new(options.act);
         let nothing = self.gpu.buffer("nothing", 16)?;
         parts.record(&graph, &State { latent: &nothing, memory: &nothing }, &inpaint)?;
-        Ok(Plan::footprint(self.gpu, &graph, &options.plan)?.bytes())
+        Plan::footprint(self.gpu, &graph, &options.plan)
     }
 
     fn decode(&mut self, vae: &Autoencoder, [_, h, w, c]: [usize; 4]) -> Result<()> {

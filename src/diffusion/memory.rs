@@ -102,7 +102,8 @@ impl MemoryPlan {
     pub fn new(budget: Option<u64>, needs: Needs, tiles_asked: bool) -> Result<MemoryPlan> {
         let plan =
             |tiled, passes, resident| MemoryPlan::of(needs, budget, (tiled, passes), resident);
-        let most = budget.unwrap_or(u64::MAX);
+        // What cannot be at all has more bytes than this.
+        let most = budget.unwrap_or(u64::MAX >> 3);
         let joined = plan(tiles_asked, Passes::Joined, None);
         let tiled = plan(true, Passes::Joined, None);
         let apart = plan(true, Passes::Apart, None);

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, mib};
 use super::device::{Gpu, interrupted};
 use super::kernel::Kernel;
 use crate::{Error, Result};
@@ -101,6 +101,16 @@ impl Gpu {
             return Err(Error::Runtime(format!(
                 "{}: {dims:?} workgroups, this adapter allows {limit} in one dimension",
                 kernel.spec.source.name
+            )));
+        }
+        let most = self.caps().max_binding_bytes;
+        if let Some(bind) = sets.iter().flatten().flatten().find(|bind| bind.bytes > most) {
+            return Err(Error::OutOfMemory(format!(
+                "{}: {} of one value are needed at once, this adapter binds at most {}; take a smaller picture or \
+                 batch, or --activations f16 where the adapter has it",
+                kernel.spec.source.name,
+                mib(bind.bytes),
+                mib(most)
             )));
         }
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);

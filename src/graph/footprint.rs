@@ -12,7 +12,7 @@ pub struct Footprint {
     /// Of the activations, the buffers that outputs lie in: what stays where somebody keeps the outputs and
     /// drops the plan.
     pub outputs: u64,
-    /// The largest buffer, which has to fit one binding.
+    /// The most that a kernel reads or writes through one binding, weights left out.
     pub largest: u64,
     /// The copy through which the host reads a result; 0 unless whoever reads has set it.
     pub read_back: u64,

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 
 use super::weight::{Chunk, Vector, weight_part};
 use super::{Node, Shape};
-use crate::gpu::{Bind, Buffer, Caps, Elem, Spec};
+use crate::gpu::{Bind, Buffer, Caps, Elem, Spec, buffer_bytes};
 use crate::quant::Format;
 use crate::{Error, Result};
 
@@ -39,10 +39,29 @@ pub struct Operand {
 #[derive(Clone, Debug)]
 pub enum Arg {
     Operand(Operand),
+    /// So many rows of an operand, from the first one on.
+    Rows(Operand, usize, usize),
     Vector(Vector),
     /// A binding that this Spec never reads.
     Nothing,
 }
+
+impl Operand {
+    /// Bytes of the value.
+    pub fn bytes(&self) -> u64 {
+        self.shape.len() as u64 * self.elem.bytes()
+    }
+    fn row_bytes(&self) -> u64 {
+        self.shape.last() as u64 * self.elem.bytes()
+    }
+    /// Rows `from..to` of `[.., C]` as a binding of their own; `from` is a multiple of [`WINDOW_ROWS`].
+    pub fn window(&self, from: usize, to: usize) -> Arg {
+        Arg::Rows(self.clone(), from, to - from)
+    }
+}
+
+/// Rows after which a binding may begin: whatever their length, as many are a multiple of 256 bytes.
+pub const WINDOW_ROWS: usize = 128;
 
 impl From<&Operand> for Arg {
     fn from(operand: &Operand) -> Arg {
@@ -177,6 +196,20 @@ impl Lower<'_> {
         let slot = (self.scratch)(shape.len() as u64 * elem.bytes());
         Operand { shape, elem, place: Place::Slot(slot) }
     }
+    /// Rows of the given operands that fit a binding together, of all `rows`: those in one window of an op that goes
+    /// row by row.
+    pub fn window_rows<'b>(
+        &self,
+        rows: usize,
+        operands: impl IntoIterator<Item = &'b Operand>,
+    ) -> usize {
+        let longest = operands.into_iter().map(Operand::row_bytes).max().unwrap_or(1).max(1);
+        let most = (self.caps.max_binding_bytes / longest) as usize;
+        match most >= rows {
+            true => rows.max(1),
+            false => (most / WINDOW_ROWS).max(1) * WINDOW_ROWS,
+        }
+    }
     pub fn reference(&self) -> bool {
         self.kernels == Kernels::Reference
     }
@@ -211,14 +244,30 @@ impl Lower<'_> {
 }
 
 impl Arg {
-    pub(crate) fn bind(&self, slots: &[Buffer]) -> Option<Bind> {
+    /// Bytes that are bound.
+    pub(crate) fn bytes(&self) -> u64 {
         match self {
-            Arg::Operand(o) => Some(match &o.place {
-                Place::Slot(i) => Bind::whole(&slots[*i]),
-                Place::Buffer(b) => Bind::whole(b),
-            }),
-            Arg::Vector(v) => Some(Bind::whole(&v.buffer)),
-            Arg::Nothing => None,
+            Arg::Operand(operand) => operand.bytes(),
+            Arg::Rows(operand, _, rows) => *rows as u64 * operand.row_bytes(),
+            Arg::Vector(vector) => vector.buffer.bytes(),
+            Arg::Nothing => 0,
         }
+    }
+    pub(crate) fn bind(&self, slots: &[Buffer]) -> Option<Bind> {
+        let (operand, from) = match self {
+            Arg::Operand(operand) => (operand, 0),
+            Arg::Rows(operand, from, _) => (operand, *from as u64 * operand.row_bytes()),
+            Arg::Vector(v) => return Some(Bind::whole(&v.buffer)),
+            Arg::Nothing => return None,
+        };
+        let buffer = match &operand.place {
+            Place::Slot(i) => &slots[*i],
+            Place::Buffer(buffer) => buffer,
+        };
+        // A slot may be larger than the value in it, and than what a binding holds.
+        let whole = matches!((self, &operand.place), (Arg::Operand(_), Place::Buffer(_)));
+        let bytes = if whole { buffer.bytes() } else { buffer_bytes(self.bytes()) };
+        let bytes = bytes.min(buffer.bytes() - from);
+        Some(Bind { buffer: buffer.clone(), offset: from, bytes })
     }
 }

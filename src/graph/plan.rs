@@ -118,12 +118,13 @@ impl Plan {
         let slots = outputs.iter().map(|(_, id)| storage::root(&nodes, *id));
         let slots: HashSet<usize> =
             slots.filter_map(|root| builder.slots.of.get(&root).copied()).collect();
+        let bound = dispatches.iter().flat_map(|d| &d.args).map(Arg::bytes);
         Ok(Footprint {
             activations: sizes().sum(),
             inputs: leaves().sum(),
             params: buffer_bytes(params(gpu, &dispatches).0.len() as u64),
             outputs: slots.iter().map(|slot| buffer_bytes(builder.slots.sizes[*slot])).sum(),
-            largest: sizes().chain(leaves()).max().unwrap_or(0),
+            largest: bound.max().unwrap_or(0),
             flops: dispatches.iter().map(|dispatch| dispatch.flops).sum(),
             ..Footprint::default()
         })
@@ -468,8 +469,9 @@ impl<'a> Builder<'a> {
                     None => window.binds_with(|_| Err(unplaced()))?,
                 });
             }
-            let step = self.gpu.bind(&kernel, &sets, dispatch.groups).map_err(|e| {
-                Error::Runtime(format!("{}:{}: {e}", node.at.file(), node.at.line()))
+            let step = self.gpu.bind(&kernel, &sets, dispatch.groups).map_err(|e| match e {
+                Error::OutOfMemory(_) => e,
+                e => Error::Runtime(format!("{}:{}: {e}", node.at.file(), node.at.line())),
             })?;
             steps.push(step);
             let op = node.op.as_ref().map_or("", |op| op.name());

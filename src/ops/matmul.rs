@@ -7,7 +7,9 @@ use super::gather::gather;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::{ACTS, OpInfo, formats};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Chunk, Dispatch, Lower, MAX_TRIPS, Op, Var, Vector, Weight, weight_part};
+use crate::graph::{
+    Arg, Chunk, Dispatch, Lower, MAX_TRIPS, Op, Operand, Var, Vector, Weight, weight_part,
+};
 use crate::{Result, params, source};
 
 const TILE: Source = source!("matmul.wgsl");
@@ -123,11 +125,16 @@ impl Op for Matmul {
         let x = cx.input(0)?;
         let (m, k) = (x.shape.rows(), x.shape.last());
         let variant = variant(cx, m, k, self.weight.rows());
+        let window = cx.window_rows(m, cx.inputs().iter().chain([cx.output()]));
         for chunk in self.weight.chunks() {
             let step = rows_per_dispatch(cx, 2 * chunk.rows * k);
-            for m0 in (0..m).step_by(step) {
-                let dispatch = self.dispatch(cx, variant, chunk, (m0, m.min(m0 + step)))?;
-                cx.dispatch(dispatch)?;
+            for first in (0..m).step_by(window) {
+                let bound = (first, m.min(first + window));
+                for m0 in (bound.0..bound.1).step_by(step) {
+                    let rows = (m0, bound.1.min(m0 + step));
+                    let dispatch = self.dispatch(cx, variant, chunk, bound, rows)?;
+                    cx.dispatch(dispatch)?;
+                }
             }
         }
         Ok(())
@@ -142,25 +149,26 @@ pub(super) fn rows_per_dispatch(cx: &Lower<'_>, flops: usize) -> usize {
 }
 
 impl Matmul {
-    /// Rows `m0..m` of x by one window of the weight.
+    /// Rows `m0..m` of x, of which `first..end` are bound, by one window of the weight.
     fn dispatch(
         &self,
         cx: &Lower<'_>,
         variant: Variant,
         chunk: &Chunk,
+        (first, end): (usize, usize),
         (m0, m): (usize, usize),
     ) -> Result<Dispatch> {
         let x = cx.input(0)?;
         let (n, k) = (chunk.rows, x.shape.last());
         let blocks = k.div_ceil(8);
         let p = Params {
-            m: m as u32,
+            m: (m - first) as u32,
             n: n as u32,
             k: k as u32,
             n0: chunk.row0 as u32,
             n_total: self.weight.rows() as u32,
             blocks: blocks as u32,
-            m0: m0 as u32,
+            m0: (m0 - first) as u32,
             ..Default::default()
         };
         let form = Form {
@@ -171,11 +179,16 @@ impl Matmul {
             bias: self.bias.is_some(),
             residual: self.residual,
         };
+        let whole = (first, end) == (0, x.shape.rows());
+        let bind = |operand: &Operand| match whole {
+            true => Arg::from(operand),
+            false => operand.window(first, end),
+        };
         let dispatch = Dispatch::new(spec(variant, form), &p)
-            .arg(x)
+            .arg(bind(x))
             .arg(self.bias.as_ref())
-            .arg(cx.inputs().get(1).filter(|_| self.residual))
-            .arg(cx.output())
+            .arg(cx.inputs().get(1).filter(|_| self.residual).map_or(Arg::Nothing, bind))
+            .arg(bind(cx.output()))
             .weight(chunk, self.weight.format())
             .flops(2 * (m - m0) * n * k);
         let m = m - m0;

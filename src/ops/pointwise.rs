@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Dispatch, Lower, Op, Operand, Var};
+use crate::graph::{Arg, Dispatch, Lower, Op, Operand, Var};
 use crate::{Result, params, source};
 
 const FAST: Source = source!("pointwise.wgsl");
@@ -208,21 +208,41 @@ fn spec(reference: bool, kind: u32, act: Act, elem: Elem) -> Spec {
 
 fn emit(cx: &mut Lower<'_>, kind: u32, act: Act, b: Option<Operand>, scale: f32) -> Result<()> {
     let (a, y) = (cx.input(0)?.clone(), cx.output().clone());
-    let n = y.shape.len();
     let b_len = b.as_ref().map_or(4, |b| b.shape.len());
-    let c = y.shape.last();
-    let fours =
-        n.is_multiple_of(4) && b_len.is_multiple_of(4) && (kind != 4 || c.is_multiple_of(4));
+    let (rows, c) = (y.shape.rows(), y.shape.last());
+    let fours = y.shape.len().is_multiple_of(4)
+        && b_len.is_multiple_of(4)
+        && (kind != 4 || c.is_multiple_of(4));
+    let broadcast = b.as_ref().is_some_and(|b| b.shape.len() != y.shape.len());
+    let window =
+        cx.window_rows(rows, [&a, &y].into_iter().chain(b.as_ref().filter(|_| !broadcast)));
     let reference = cx.reference() || !fours;
-    let p =
-        Params { n: n as u32, b_len: b_len as u32, c: c as u32, kind, scale, ..Default::default() };
-    let dispatch = Dispatch::new(spec(reference, kind, act, y.elem), &p)
-        .arg(&a)
-        .arg(b.as_ref())
-        .arg(&y)
-        .linear(if reference { n } else { n / 4 }, 64)
-        .flops(n);
-    cx.dispatch(dispatch)
+    for first in (0..rows).step_by(window) {
+        let end = rows.min(first + window);
+        let bind = |operand: &Operand| match window == rows {
+            true => Arg::from(operand),
+            false => operand.window(first, end),
+        };
+        let n = (end - first) * c;
+        let b_len = if broadcast || b.is_none() { b_len } else { n };
+        let p = Params {
+            n: n as u32,
+            b_len: b_len as u32,
+            c: c as u32,
+            kind,
+            scale,
+            ..Default::default()
+        };
+        let b = b.as_ref().map_or(Arg::Nothing, |b| if broadcast { b.into() } else { bind(b) });
+        let dispatch = Dispatch::new(spec(reference, kind, act, y.elem), &p)
+            .arg(bind(&a))
+            .arg(b)
+            .arg(bind(&y))
+            .linear(if reference { n } else { n / 4 }, 64)
+            .flops(n);
+        cx.dispatch(dispatch)?;
+    }
+    Ok(())
 }
 
 impl Op for Unary {

@@ -18,6 +18,12 @@ pub fn gpu_without_subgroups() -> Option<&'static Gpu> {
     GPU.get_or_init(|| open(Without { subgroups: true, ..without() })).as_ref()
 }
 
+/// The same with no larger bindings than every adapter has.
+#[allow(dead_code)] // not every test has so much to bind
+pub fn gpu_with_default_limits() -> Option<Gpu> {
+    open(Without { limits: true, ..without() })
+}
+
 fn without() -> Without {
     Without::parse(&std::env::var("INKNIB_WITHOUT").unwrap_or_default()).unwrap()
 }

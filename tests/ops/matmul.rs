@@ -1,9 +1,10 @@
 use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Kernels, Vector, Weight};
 use inknib::ops::matmul::{linear, oracle};
-use inknib::ops::pointwise::{Act, activate};
+use inknib::ops::pointwise::{Act, activate, geglu};
 use inknib::quant::{Layout, Packed, QuantSpec};
 
+use crate::device::gpu_with_default_limits;
 use crate::harness::*;
 
 const SPECS: [&str; 6] = [
@@ -130,5 +131,31 @@ fn a_large_product_is_cut_along_its_rows() {
             eval(gpu, kernels, Elem::F32, |g| linear(g.literal([m, k], x.clone()), &weight, None));
         let e = nmse(&y[(m - last) * n..], &want);
         assert!(e <= tolerance(Elem::F32), "{kernels:?}: {e:.2e}");
+    }
+}
+
+/// 143 MB of outputs where the adapter binds 134 MB at once, as a UNet's feed-forward at 1024 pixels has: rows go in
+/// windows, and the halves behind them too.
+#[test]
+fn more_rows_than_a_binding_holds() {
+    let Some(gpu) = gpu_with_default_limits() else { return };
+    let (m, n, k) = (140_000, 256, 8);
+    assert!((m * n * 4) as u64 > gpu.caps().max_binding_bytes);
+    let (w, x) = (randn(1, n * k), randn(2, m * k));
+    let packed = Packed::pack(&w, Layout::linear(n, k), &"f32".parse().unwrap(), None).unwrap();
+    let weight = Weight::upload(&gpu, "w", &packed).unwrap();
+    let y = eval(&gpu, Kernels::Fast, Elem::F32, |g| {
+        geglu(linear(g.literal([m, k], x.clone()), &weight, None))
+    });
+    assert_eq!(y.len(), m * n / 2);
+    // Rows at both sides of each window's edge, and the last ones.
+    let windows = [0, 130_943, 130_944, 131_071, 131_072, m - 1];
+    for row in windows.into_iter().chain((0..m).step_by(9_973)) {
+        let full = oracle(&x[row * k..(row + 1) * k], &w, None, None, Act::None, k);
+        let (value, gate) = full.split_at(n / 2);
+        let expected: Vec<f64> =
+            value.iter().zip(gate).map(|(v, g)| v * Act::Gelu.oracle(*g)).collect();
+        let e = nmse(&y[row * n / 2..(row + 1) * n / 2], &expected);
+        assert!(e <= tolerance(Elem::F32), "row {row}: {e:.2e}");
     }
 }
