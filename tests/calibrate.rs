@@ -231,18 +231,35 @@ fn a_calibration_goes_on_where_it_stopped() {
         let made = calibrate_text(gpu, &options, &read, &mut |stage, done, _| {
             stages.push((stage.to_string(), done));
         });
-        (made.unwrap(), stages)
+        (made, stages)
     };
     let state = folder.path().join("state.safetensors");
     let (whole, stages) = run(Some(state.clone()), 2);
+    let whole = whole.unwrap();
     assert!(stages.contains(&("reading".to_string(), 1)));
     let layer = &whole.layers[&name];
     assert!(layer.rows > 20.0 && layer.gram[0].width == 256);
     // What is complete is not run again, and another calibration does not take it.
     let (again, stages) = run(Some(state.clone()), 2);
-    assert!(again == whole && !stages.iter().any(|(stage, _)| stage == "reading"), "{stages:?}");
-    let (one, _) = run(Some(state), 1);
-    assert!(one.layers[&name].rows < layer.rows);
+    assert!(
+        again.unwrap() == whole && !stages.iter().any(|(stage, _)| stage == "reading"),
+        "{stages:?}"
+    );
+    // Neither that of another calibration nor a file of something else is taken or written over.
+    let refused = |path: &Path, questions: usize, code: u8, word: &str| {
+        let before = std::fs::read(path).unwrap();
+        let error = run(Some(path.to_path_buf()), questions).0.unwrap_err();
+        assert!(error.exit_code() == code && error.to_string().contains(word), "{error}");
+        assert!(std::fs::read(path).unwrap() == before, "{word}");
+    };
+    refused(&state, 1, 2, "another calibration");
+    let weights = folder.path().join("model.safetensors");
+    std::fs::copy(model.join("model.safetensors"), &weights).unwrap();
+    refused(&weights, 2, 4, "no file of calibration statistics");
+    std::fs::write(&weights, "garbage").unwrap();
+    refused(&weights, 2, 4, "safetensors");
+    let (one, _) = run(None, 1);
+    assert!(one.unwrap().layers[&name].rows < layer.rows);
 }
 
 #[test]

@@ -293,6 +293,36 @@ fn a_sweep_goes_on_after_an_interruption() {
 }
 
 #[test]
+fn a_sweep_over_a_unet() {
+    if !gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sweep.json");
+    let args =
+        ["-m", "tests/golden/sdxl_tiny", "-p", "a fox", "--steps", "2", "--sweep-steps", "1"];
+    let more = ["--sweep-formats", "int4-g32,int8-g32", "--sweep", file.to_str().unwrap()];
+    let args: Vec<&str> = args.iter().chain(&more).copied().collect();
+    let (sweep, _) = compare(&args, 0);
+    let layers = sweep["layers"].as_array().unwrap();
+    let noise = |name: &str, format: &str| {
+        let found = layers.iter().find(|l| l["layer"] == name && l["format"] == format);
+        number(&found.unwrap_or_else(|| panic!("{name} {format}"))["noise"])
+    };
+    // What depends on the timestep or the prompt alone is swept as well.
+    for name in [
+        "conv_in.weight",
+        "mid_block.resnets.0.conv1.weight",
+        "mid_block.resnets.0.time_emb_proj.weight",
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    ] {
+        let (int4, int8) = (noise(name, "int4-g32-cubic"), noise(name, "int8-g32"));
+        // Four bits more are some 22 dB less noise; a factor of ten is far from chance.
+        assert!(int8 > 0.0 && int4 > 10.0 * int8, "{name}: {int4} {int8}");
+    }
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let refused = |args: &[&str], word: &str| {
         let all: Vec<&str> = ["compare"].iter().chain(args).copied().collect();

@@ -366,6 +366,40 @@ fn load_tiny(gpu: &Gpu, path: &Path) -> Result<Autoencoder> {
     Autoencoder::load_tiny(&Loader::new(gpu, &store, &recipe), path)
 }
 
+impl Args {
+    /// Refuses flags that say something to a text encoder or a VAE, for a model that has neither.
+    pub(super) fn refuse_prompted(&self, path: &Path) -> Result<()> {
+        let (parts, pictures) = (&self.parts, &self.pictures);
+        let flags = [
+            ("--prompt", self.prompt.as_ref().is_some_and(|text| !text.is_empty())),
+            (
+                "--negative-prompt",
+                self.negative_prompt.as_ref().is_some_and(|text| !text.is_empty()),
+            ),
+            ("--cfg-scale", self.cfg_scale.is_some()),
+            ("--guidance-rescale", self.guidance_rescale.is_some()),
+            ("--clip-skip", self.clip_skip.is_some()),
+            ("--prompt-syntax", self.prompt_syntax.is_some()),
+            ("--lora", !parts.lora.is_empty()),
+            ("--lora-model-dir", parts.lora_model_dir.is_some()),
+            ("--embedding", !parts.embedding.is_empty()),
+            ("--vae", parts.vae.is_some()),
+            ("--taesd", parts.taesd.is_some()),
+            ("--clip-l", parts.clip_l.is_some()),
+            ("--clip-g", parts.clip_g.is_some()),
+            ("--vae-tiling", parts.vae_tiling || parts.vae_tile_size.is_some()),
+            ("--control-net", !pictures.control_net.is_empty()),
+        ];
+        match flags.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::Usage(format!(
+                "{flag} means nothing to {}: an unconditional UNet paints without a prompt and without a VAE",
+                path.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The model with the parts that flags replace.
 pub(super) fn assemble(mut model: ImageModel, parts: &PartArgs) -> Result<ImageModel> {
     let replaced = [

@@ -60,7 +60,7 @@ impl Inputs {
         let model = ImageModel::open(&path)?;
         let unprompted = model.kind().family == ImageFamily::Unconditional;
         if unprompted {
-            refuse_prompted(args, &path)?;
+            args.refuse_prompted(&path)?;
         }
         let mut parts = args.parts.clone();
         if let (None, Some(vae)) = (&parts.vae, from_ref.and_then(|r| r.vae.as_ref())) {
@@ -354,35 +354,6 @@ fn record_of(path: &Path) -> Result<Record> {
             "--from {}: this picture does not say how it was made (no `inknib` and no `parameters` chunk)",
             path.display()
         ))),
-    }
-}
-
-/// Refuses flags that say something to a text encoder or a VAE, for a model that has neither.
-fn refuse_prompted(args: &Args, path: &Path) -> Result<()> {
-    let (parts, pictures) = (&args.parts, &args.pictures);
-    let flags = [
-        ("--prompt", args.prompt.as_ref().is_some_and(|text| !text.is_empty())),
-        ("--negative-prompt", args.negative_prompt.as_ref().is_some_and(|text| !text.is_empty())),
-        ("--cfg-scale", args.cfg_scale.is_some()),
-        ("--guidance-rescale", args.guidance_rescale.is_some()),
-        ("--clip-skip", args.clip_skip.is_some()),
-        ("--prompt-syntax", args.prompt_syntax.is_some()),
-        ("--lora", !parts.lora.is_empty()),
-        ("--lora-model-dir", parts.lora_model_dir.is_some()),
-        ("--embedding", !parts.embedding.is_empty()),
-        ("--vae", parts.vae.is_some()),
-        ("--taesd", parts.taesd.is_some()),
-        ("--clip-l", parts.clip_l.is_some()),
-        ("--clip-g", parts.clip_g.is_some()),
-        ("--vae-tiling", parts.vae_tiling || parts.vae_tile_size.is_some()),
-        ("--control-net", !pictures.control_net.is_empty()),
-    ];
-    match flags.into_iter().find(|(_, given)| *given) {
-        Some((flag, _)) => Err(Error::Usage(format!(
-            "{flag} means nothing to {}: an unconditional UNet paints without a prompt and without a VAE",
-            path.display()
-        ))),
-        None => Ok(()),
     }
 }
 

@@ -24,6 +24,7 @@ pub mod perplexity;
 pub mod progress;
 pub mod quantize;
 mod quantize_calibrate;
+mod quantize_state;
 pub mod repl;
 pub mod sampling;
 pub mod show;

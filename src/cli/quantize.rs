@@ -7,13 +7,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::common::{Family, GpuArgs, ModelFolder, Ui, table};
 use super::json::round;
 use super::progress::Bar;
 use super::quantize_calibrate::{FormChoice, Known, MethodArgs};
+use super::quantize_state::{
+    CALIBRATION, Net, PARTIAL, Partial, Tensor, finished, prepare, remember, write_whole,
+};
 use crate::gpu::{interrupted, mib};
 use crate::quant::Recipe;
 use crate::weights::{
@@ -60,50 +62,6 @@ pub struct Args {
     pub gpu: GpuArgs,
 }
 
-/// What is remembered between runs, in OUT.
-const PARTIAL: &str = "inknib-quantize.partial.json";
-/// What calibration has summed up so far, in OUT.
-const CALIBRATION: &str = "inknib-calibration.partial.safetensors";
-
-#[derive(Serialize, Deserialize)]
-struct Partial {
-    model: PathBuf,
-    recipe: String,
-    nets: Vec<Net>,
-}
-
-/// One weight file.
-#[derive(Clone, Serialize, Deserialize)]
-struct Net {
-    net: String,
-    file: PathBuf,
-    source_sha256: String,
-    weights: u64,
-    bits_per_weight: f64,
-    bytes: u64,
-    sqnr_db: Option<f64>,
-    /// Sum of the squares of the packed weights.
-    signal: f64,
-    tensors: Vec<Tensor>,
-    /// What `config.json` says of a file in another form.
-    #[serde(default)]
-    quantization_config: Option<serde_json::Value>,
-}
-
-/// One tensor, as `--json` prints it.
-#[derive(Clone, Serialize, Deserialize)]
-struct Tensor {
-    net: String,
-    name: String,
-    bits: f64,
-    group: Option<u32>,
-    c: Option<f32>,
-    sqnr_db: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    output_sqnr_db: Option<f64>,
-    weights: u64,
-}
-
 /// Quantizes every net of the model.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let start = Instant::now();
@@ -123,15 +81,18 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let total: usize = nets.iter().map(|net| net.store.names().count()).sum();
     let bar = ui.bar("quantize", total as u64);
     let mut done = 0;
-    for (source, recipe) in nets.iter().zip(recipes) {
-        let Source { folder, net, store, .. } = source;
-        let file = Path::new(folder).join(weight_file(net));
-        if partial.nets.iter().any(|n| n.net == *net && n.file == file && finished(args, n, store))
-        {
-            ui.note(&format!("{}: finished before", file.display()));
-        } else {
+    // All plans before the first file: a budget or a calibration that cannot be leaves nothing half-written.
+    let plans =
+        nets.iter().zip(recipes).map(|(source, recipe)| match source.made(args, &partial) {
+            true => Ok(None),
+            false => bar.hide_while(|| plan(args, &model, source, recipe, ui)).map(Some),
+        });
+    let plans: Vec<Option<Plan>> = plans.collect::<Result<_>>()?;
+    for (source, plan) in nets.iter().zip(plans) {
+        let Source { net, store, .. } = source;
+        let file = source.file();
+        if let Some((recipe, known)) = plan {
             partial.nets.retain(|n| n.net != *net);
-            let (recipe, known) = bar.hide_while(|| plan(args, &model, source, recipe, ui))?;
             let how = Quantize {
                 recipe: &recipe,
                 method: args.method.method.into(),
@@ -141,6 +102,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             let made = one_net(args, &file, net, &how, store, &bar, done)?;
             partial.nets.push(made);
             remember(&args.output, &partial)?;
+        } else {
+            ui.note(&format!("{}: finished before", file.display()));
         }
         done += store.names().count() as u64;
         bar.at(done);
@@ -155,6 +118,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     answer(args, ui, &partial.nets, start.elapsed().as_secs_f64())
 }
 
+/// The recipe of a net, and what calibration knows of it.
+type Plan = (Recipe, Option<Known>);
+
 /// The recipe of a net within the budget, and what calibration knows of it: of the net that is run often.
 fn plan(
     args: &Args,
@@ -162,7 +128,7 @@ fn plan(
     source: &Source,
     recipe: Recipe,
     ui: &Ui,
-) -> Result<(Recipe, Option<Known>)> {
+) -> Result<Plan> {
     if !["unet", "llm"].contains(&source.recipe) {
         return Ok((recipe, None));
     }
@@ -180,6 +146,18 @@ struct Source {
     /// What recipes call it.
     recipe: &'static str,
     store: WeightStore,
+}
+
+impl Source {
+    /// The file it becomes, in OUT.
+    fn file(&self) -> PathBuf {
+        Path::new(self.folder).join(weight_file(self.net))
+    }
+    /// Whether an earlier run of the same command made it.
+    fn made(&self, args: &Args, partial: &Partial) -> bool {
+        let same = |n: &&Net| n.net == self.net && n.file == self.file();
+        partial.nets.iter().find(same).is_some_and(|n| finished(args, n, &self.store))
+    }
 }
 
 fn nets(model: &ModelFolder) -> Result<Vec<Source>> {
@@ -201,62 +179,6 @@ fn weight_file(net: &str) -> &'static str {
         "unet" | "vae" => "diffusion_pytorch_model.safetensors",
         _ => "model.safetensors",
     }
-}
-
-/// Makes OUT, or goes on with one that the same command left.
-fn prepare(args: &Args, model: &ModelFolder) -> Result<Partial> {
-    let out = &args.output;
-    let real = |path: &Path| std::fs::canonicalize(path).map_err(|e| Error::io(path, e));
-    let recipe = match args.weights.ends_with(".toml") {
-        true => std::fs::read_to_string(&args.weights).map_err(|e| Error::io(&args.weights, e))?,
-        false => args.weights.clone(),
-    };
-    let recipe = format!("{recipe} {}", args.method.settings());
-    let fresh = Partial { model: real(&model.path)?, recipe, nets: Vec::new() };
-    let created = !out.exists();
-    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-    let inside = real(out)?.starts_with(&fresh.model);
-    if inside {
-        if created {
-            // It was made a moment ago and holds nothing.
-            let _ = std::fs::remove_dir(out);
-        }
-        return Err(Error::Usage(format!(
-            "{}: lies in the model folder itself; write the quantized model somewhere else",
-            out.display()
-        )));
-    }
-    let before: Option<Partial> = std::fs::read_to_string(out.join(PARTIAL))
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok());
-    if let Some(before) = before.filter(|b| b.model == fresh.model && b.recipe == fresh.recipe) {
-        return Ok(before);
-    }
-    let empty = std::fs::read_dir(out).map_err(|e| Error::io(out, e))?.next().is_none();
-    if !empty && !args.force {
-        return Err(Error::Usage(format!(
-            "{}: the folder is not empty; name another one, or write into it with --force",
-            out.display()
-        )));
-    }
-    // While weights are replaced it is no model.
-    for name in ["model_index.json", "config.json"].map(|n| out.join(n)) {
-        if name.is_file() {
-            std::fs::remove_file(&name).map_err(|e| Error::io(&name, e))?;
-        }
-    }
-    remember(out, &fresh)?;
-    Ok(fresh)
-}
-
-/// Whether an earlier run made this file from these weights.
-fn finished(args: &Args, net: &Net, store: &WeightStore) -> bool {
-    let made = WeightStore::open(args.output.join(&net.file));
-    if net.quantization_config.is_some() {
-        return made.is_ok() && store.sha256() == net.source_sha256;
-    }
-    made.is_ok_and(|m| m.quantized().is_some_and(|h| h.source_sha256 == net.source_sha256))
-        && store.sha256() == net.source_sha256
 }
 
 fn one_net(
@@ -306,26 +228,6 @@ fn summary(net: &str, file: &Path, source_sha256: String, report: QuantizedRepor
         quantization_config: report.quantization_config,
         tensors,
     }
-}
-
-fn remember(out: &Path, partial: &Partial) -> Result<()> {
-    let text = serde_json::to_string(partial)
-        .map_err(|e| Error::Runtime(format!("the state of the run cannot be written: {e}")))?;
-    write_whole(&out.join(PARTIAL), text.as_bytes())
-}
-
-/// Writes to a temporary name beside the target and renames.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).map_err(
-        |e| {
-            // The failure that matters is the first one.
-            let _ = std::fs::remove_file(&temporary);
-            Error::io(path, e)
-        },
-    )
 }
 
 /// What a single file's folder would hold beside weights. Its tokenizers are CLIP's, which need no

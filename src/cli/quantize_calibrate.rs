@@ -7,10 +7,10 @@ use clap::ValueEnum;
 use super::common::{Family, GpuArgs, ModelFolder, Ui};
 use crate::gpu::Elem;
 use crate::probe::calibrate::{
-    Options, PROMPTS, Paint, QUESTIONS, Read, calibrate_image, calibrate_text,
+    Options, PROMPTS, Paint, QUESTIONS, Read, calibrate_image, calibrate_text, layers,
 };
 use crate::probe::perplexity::read_text;
-use crate::quant::{Layout, Recipe, Statistics};
+use crate::quant::{Recipe, Statistics};
 use crate::weights::{Form, Method, Sensitivities, WeightStore, budget_recipe};
 use crate::{Error, Result};
 
@@ -133,6 +133,9 @@ impl MethodArgs {
         known: Option<&Known>,
     ) -> Result<Recipe> {
         let Some(bits) = self.bits else { return Ok(recipe) };
+        if !bits.is_finite() || bits <= 0.0 {
+            return Err(Error::Usage(format!("--bits {bits}: give a number like 4.6")));
+        }
         let sensitivities = match &self.sensitivities {
             Some(path) => Sensitivities::read(path)?,
             None => Sensitivities::default(),
@@ -210,21 +213,4 @@ impl MethodArgs {
         }
         Ok(Paint { prompts, steps: self.calibration_steps, guidance: GUIDANCE })
     }
-}
-
-/// The weights whose inputs are wanted: those that become packed, or may within a budget of bits.
-fn layers(store: &WeightStore, recipe: &Recipe) -> Result<Vec<(String, Layout)>> {
-    let mut layers = vec![];
-    for name in store.names() {
-        let layout = match *store.shape(name)? {
-            [rows, channels] => Layout::linear(rows, channels),
-            [rows, channels, kh, kw] => Layout { rows, taps: kh * kw, channels },
-            _ => continue,
-        };
-        let packed = recipe.spec_for(name).group().is_some();
-        if packed || name.contains("time_emb") {
-            layers.push((name.to_string(), layout));
-        }
-    }
-    Ok(layers)
 }

@@ -83,6 +83,23 @@ pub struct Options {
     pub memory: u64,
 }
 
+/// The weights whose inputs are wanted: those that become packed, or may within a budget of bits.
+pub fn layers(store: &WeightStore, recipe: &Recipe) -> Result<Vec<(String, Layout)>> {
+    let mut layers = vec![];
+    for name in store.names() {
+        let layout = match *store.shape(name)? {
+            [rows, channels] => Layout::linear(rows, channels),
+            [rows, channels, kh, kw] => Layout { rows, taps: kh * kw, channels },
+            _ => continue,
+        };
+        let packed = recipe.spec_for(name).group().is_some();
+        if packed || name.contains("time_emb") {
+            layers.push((name.to_string(), layout));
+        }
+    }
+    Ok(layers)
+}
+
 /// What is painted.
 #[derive(Clone, Debug)]
 pub struct Paint {
@@ -239,7 +256,7 @@ fn run(
     let rounds = rounds(gpu, options);
     let (model, count) = (options.model.display(), options.layers.len());
     let about = format!("{model}, {count} layers: {about}");
-    let (mut sums, mut state) = resume(options, &about);
+    let (mut sums, mut state) = resume(options, &about)?;
     for (round, names) in rounds.iter().enumerate().skip(state.round) {
         let fresh = || Arc::new(Observer::new(gpu, names.iter().cloned(), options.gram));
         let mut observer = fresh();
@@ -267,17 +284,32 @@ fn run(
     Ok(sums)
 }
 
-/// The sums and the state of an earlier run of the same calibration, or a beginning. Sums with XᵀX serve those who do not
-/// need it.
-fn resume(options: &Options, about: &str) -> (Statistics, State) {
-    let found = options.state.as_ref().filter(|p| p.is_file()).and_then(|p| {
-        let (sums, state) = Statistics::load(p).ok()?;
-        let state: State = serde_json::from_str(&state).ok()?;
-        let enough = !options.gram || sums.layers.values().all(|layer| !layer.gram.is_empty());
-        (state.about == about && enough).then_some((sums, state))
-    });
+/// The sums and the state of an earlier run of the same calibration, or a beginning where there is no file. Sums with XᵀX
+/// serve those who do not need it.
+///
+/// # Errors
+/// `Model` for a file of something else, `Usage` for one of another calibration: neither is written over.
+fn resume(options: &Options, about: &str) -> Result<(Statistics, State)> {
     let begin = State { about: about.to_string(), round: 0, done: 0 };
-    found.unwrap_or((Statistics::default(), begin))
+    let Some(path) = options.state.as_ref().filter(|path| path.exists()) else {
+        return Ok((Statistics::default(), begin));
+    };
+    let (sums, state) = Statistics::load(path)?;
+    let state: State = serde_json::from_str(&state)
+        .map_err(|e| Error::Model(format!("{}: its state cannot be read: {e}", path.display())))?;
+    let refuse = |why: String| {
+        Err(Error::Usage(format!("{}: {why}; name another file, or remove it", path.display())))
+    };
+    if state.about != about {
+        return refuse(format!(
+            "sums of another calibration ({}), this one is {about}",
+            state.about
+        ));
+    }
+    if options.gram && sums.layers.values().any(|layer| layer.gram.is_empty()) {
+        return refuse("sums without the Gram matrices that this method or --bits needs".into());
+    }
+    Ok((sums, state))
 }
 
 /// The layers of each round.

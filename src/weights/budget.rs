@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use rayon::prelude::*;
+use safetensors::Dtype;
 use serde::Deserialize;
 
 use super::WeightStore;
@@ -97,8 +98,8 @@ fn by_kind(name: &str) -> f64 {
 }
 
 /// Gives every tensor that the recipe packs the format that a budget of `bits` per weight allows, all tensors of the store
-/// counted. Tensors that the recipe leaves in float formats stay so, unless the budget then cannot hold: then matrices
-/// among them are given a choice, too.
+/// counted. Tensors that the recipe leaves in float formats stay so, but for the time layers, which are not resident and
+/// count in the file all the same.
 ///
 /// # Errors
 /// `Usage` for a budget that nothing fits.
@@ -117,8 +118,9 @@ pub fn budget_recipe(
         let matrix = layout_of(shape).filter(|l| l.row_len() >= 32 && l.rows > 1);
         match (matrix, recipe.spec_for(name)) {
             (Some(_), QuantSpec::Q4 { .. } | QuantSpec::Q8 { .. }) => names.push(name),
-            // Hoisted layers are 16-bit because they are not resident; in the file they count.
             (Some(_), QuantSpec::F16) if name.contains("time_emb") => names.push(name),
+            // As `quantize` stores it: an F16 source is exact as it is.
+            (_, QuantSpec::F32) if store.get(name)?.dtype != Dtype::F16 => fixed += 4 * count,
             _ => fixed += 2 * count,
         }
     }
@@ -133,16 +135,13 @@ pub fn budget_recipe(
         .par_iter()
         .map(|name| choices(store, name, sensitivities.of(name), statistics))
         .collect::<Result<_>>()?;
-    let smallest = |of: &Vec<Choice>| of.iter().map(|choice| choice.bytes).min().unwrap_or(0);
-    let least = fixed + choices.iter().map(smallest).sum::<u64>();
-    if least > total {
+    let taken = allocate(&choices, room).map_err(|least| {
         // Rounded up, so that what is asked for next time fits.
-        let needed = (800.0 * least as f64 / weights.max(1) as f64).ceil() / 100.0;
-        return Err(Error::Usage(format!(
+        let needed = (800.0 * (fixed + least) as f64 / weights.max(1) as f64).ceil() / 100.0;
+        Error::Usage(format!(
             "--bits {bits}: the smallest formats of these tensors take {needed:.2} bits per weight together"
-        )));
-    }
-    let taken = allocate(&choices, room)?;
+        ))
+    })?;
     let mut recipe = recipe.clone();
     recipe.name = format!("{} at {bits} bits", recipe.name);
     for (name, choice) in names.iter().zip(taken) {
@@ -158,7 +157,8 @@ fn choices(
     sensitivity: f64,
     statistics: Option<&Statistics>,
 ) -> Result<Vec<Choice>> {
-    let Some(rows) = Rows::read(store, name, false)? else { return Ok(vec![]) };
+    let rows = Rows::read(store, name, false)?
+        .ok_or_else(|| Error::Runtime(format!("{name}: no matrix to be given bits")))?;
     let layer = statistics.and_then(|s| s.layers.get(name));
     let layer = layer.filter(|layer| layer.sum.len() == rows.layout.row_len());
     let choice = |spec: &str| -> Result<Choice> {

@@ -377,6 +377,27 @@ fn quantize_goes_on_where_ctrl_c_stopped_it() {
 }
 
 #[test]
+fn a_budget_of_bits_is_kept_or_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let with = |bits| ["quantize", "-m", "models/demo-scenes", "-o", str(&out), "--bits", bits];
+    for (bits, words) in
+        [("nan", ["--bits", "4.6"]), ("2", ["--bits 2", "bits per weight together"])]
+    {
+        refused(&with(bits), 2, &words);
+        assert!(!out.join("text_encoder").exists());
+    }
+    // The same folder serves for what fits.
+    let run = inknib(&[&["--json"], &with("4.6")[..]].concat());
+    assert_eq!(run.code, 0, "{}", run.err);
+    let answer: Value = serde_json::from_str(&run.out).unwrap();
+    let unet = answer["nets"].as_array().unwrap().iter().find(|net| net["net"] == "unet").unwrap();
+    let bits = unet["bits_per_weight"].as_f64().unwrap();
+    // Scales and rows are whole words, so that nothing is counted twice; the last step of the budget leaves some over.
+    assert!(bits <= 4.6 && bits > 4.5, "{bits}");
+}
+
+#[test]
 fn quantize_refuses_bad_input_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (model, out) = (small_model(folder.path()), folder.path().join("out"));
