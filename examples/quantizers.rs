@@ -6,17 +6,7 @@ use std::path::Path;
 
 use inknib::diffusion::text_to_image::{LoadOptions, Request, TextToImage};
 use inknib::gpu::{Gpu, GpuOptions};
-
-const PROMPTS: [&str; 8] = [
-    "a red boat on a calm sea at sunset, snowy mountains behind",
-    "a large green balloon over a green field on the right, by day",
-    "a small yellow house in the desert at night, the moon on the left",
-    "a white tent on the grass in a storm",
-    "a blue lighthouse on the sea in the middle, under a blue sky, some clouds",
-    "a pink tree in a green meadow on the left and an orange house on the right at sunset",
-    "a purple boat on blue water on the right side, under a night sky",
-    "a big orange tree on the sand on a sunny day, the sun on the right",
-];
+use inknib::probe::study::PROMPTS;
 
 /// ε, and the latents it is of, for each step.
 type Steps = Vec<(Vec<f32>, Vec<f32>)>;

@@ -12,7 +12,7 @@ use super::compare_tables::{
     text_tables,
 };
 use super::generate::writable;
-use super::progress::Bar;
+use super::progress::Stages;
 use crate::diffusion::image::INKNIB_CHUNK;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::Kernels;
@@ -97,30 +97,6 @@ fn sweep(args: &Args, folder: &ModelFolder, file: &Path, ui: &Ui) -> Result<()> 
     }
     sweep_table(&sweep, args.layers, ui)?;
     ui.line(&format!("{}: every layer", file.display()))
-}
-
-/// Shows one bar per stage.
-struct Stages<'a> {
-    ui: &'a Ui,
-    label: String,
-    bar: Option<Bar>,
-}
-
-impl<'a> Stages<'a> {
-    fn new(ui: &'a Ui) -> Stages<'a> {
-        Stages { ui, label: String::new(), bar: None }
-    }
-    fn show(&mut self, label: &str, done: usize, total: usize) {
-        if self.label != label {
-            // The old bar must have gone before the new one is drawn.
-            self.bar = None;
-            self.bar = Some(self.ui.bar(label, total as u64));
-            self.label = label.to_string();
-        }
-        if let Some(bar) = &self.bar {
-            bar.at(done as u64);
-        }
-    }
 }
 
 /// The fields that both families' answers begin with.

@@ -29,6 +29,7 @@ pub mod repl;
 pub mod sampling;
 pub mod show;
 mod show_gguf;
+pub mod study;
 pub mod verify;
 
 use std::io::Write;
@@ -88,6 +89,8 @@ pub enum Command {
     Chat(chat::Args),
     /// Say what low-bit weights and fast kernels change against FP16 under reference kernels
     Compare(compare::Args),
+    /// Put what is said of low-bit weights to the test, claim by claim, and write an article of it
+    Study(study::Args),
     /// Measure how well a language model predicts a text, and what its weights cost
     Perplexity(perplexity::Args),
     /// Measure the speed and memory of a language model
@@ -112,6 +115,7 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Generate(args) => generate::run(args, ui),
         Command::Chat(args) => chat::run(args, ui),
         Command::Compare(args) => compare::run(args, ui),
+        Command::Study(args) => study::run(args, ui),
         Command::Perplexity(args) => perplexity::run(args, ui),
         Command::Bench(args) => bench::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),

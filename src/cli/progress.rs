@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::common::Ui;
+
 /// A bar that goes when it is dropped. Hidden ones cost nothing.
 pub struct Bar(ProgressBar);
 
@@ -49,5 +51,29 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// Shows one bar per stage.
+pub struct Stages<'a> {
+    ui: &'a Ui,
+    label: String,
+    bar: Option<Bar>,
+}
+
+impl<'a> Stages<'a> {
+    pub fn new(ui: &'a Ui) -> Stages<'a> {
+        Stages { ui, label: String::new(), bar: None }
+    }
+    pub fn show(&mut self, label: &str, done: usize, total: usize) {
+        if self.label != label {
+            // The old bar must have gone before the new one is drawn.
+            self.bar = None;
+            self.bar = Some(self.ui.bar(label, total as u64));
+            self.label = label.to_string();
+        }
+        if let Some(bar) = &self.bar {
+            bar.at(done as u64);
+        }
     }
 }

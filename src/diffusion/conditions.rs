@@ -168,8 +168,10 @@ impl Conditioner<'_> {
         let hoisted = Hoisted { gpu, act: options.act, plan, config };
         let (store, recipe) = part(self.model, Part::Unet, &options.weights)?;
         let recipe = self.variant.map_or(recipe, |variant| variant.recipe.clone());
+        let other = self.variant.and_then(|variant| variant.store.as_deref());
+        let store = other.unwrap_or(&store);
         let loader = || {
-            let loader = Loader::new(gpu, &store, &recipe);
+            let loader = Loader::new(gpu, store, &recipe);
             let loader = match self.variant {
                 Some(variant) => loader.sharing(&variant.cache),
                 None => loader,

@@ -9,12 +9,14 @@ use crate::Result;
 use crate::nets::unet::{Unet, UnetContext, UnetTime};
 use crate::nn::{LoadReport, Loader, WeightCache};
 use crate::quant::Recipe;
-use crate::weights::Part;
+use crate::weights::{Part, WeightStore};
 
 /// The UNet's weights in place of those of the options.
 pub(super) struct Variant {
     pub recipe: Recipe,
     pub cache: Rc<WeightCache>,
+    /// Where they are read; the model's own where there is none.
+    pub store: Option<Rc<WeightStore>>,
 }
 
 impl TextToImage {
@@ -29,7 +31,7 @@ impl TextToImage {
         UnetContext::load(&loader, &self.config)?;
         self.unet = Unet::load(&loader, &self.config)?;
         self.conditions.clear();
-        self.variant = Some(Variant { recipe, cache: cache.clone() });
+        self.variant = Some(Variant { recipe, cache: cache.clone(), store: None });
         Ok(cache)
     }
 
@@ -38,7 +40,17 @@ impl TextToImage {
     /// timestep alone as well.
     pub fn set_unet(&mut self, recipe: Recipe, cache: &Rc<WeightCache>) -> Result<LoadReport> {
         let store = self.model.store(Part::Unet)?;
-        let loader = Loader::new(&self.gpu, &store, &recipe).sharing(cache);
+        self.set(&store, Variant { recipe, cache: cache.clone(), store: None })
+    }
+
+    /// As [`TextToImage::set_unet`], with all weights out of another store.
+    pub fn set_unet_from(&mut self, store: Rc<WeightStore>, recipe: Recipe) -> Result<LoadReport> {
+        let (from, cache) = (store.clone(), Rc::default());
+        self.set(&from, Variant { recipe, cache, store: Some(store) })
+    }
+
+    fn set(&mut self, store: &WeightStore, variant: Variant) -> Result<LoadReport> {
+        let loader = Loader::new(&self.gpu, store, &variant.recipe).sharing(&variant.cache);
         let loader = with_adapters(loader, Part::Unet, &self.options)?;
         UnetTime::load(&loader, &self.config)?;
         UnetContext::load(&loader, &self.config)?;
@@ -46,7 +58,7 @@ impl TextToImage {
         let report = loader.report();
         drop(loader);
         self.conditions.clear();
-        self.variant = Some(Variant { recipe, cache: cache.clone() });
+        self.variant = Some(variant);
         Ok(report)
     }
 }

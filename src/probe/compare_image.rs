@@ -212,6 +212,11 @@ impl ImageBaseline {
         Ok(ImageBaseline { requests, runs, taps, layers_at, floor })
     }
 
+    /// The baseline's runs alone.
+    pub(super) fn into_runs(self) -> Vec<Trajectory> {
+        self.runs
+    }
+
     /// Holds a variant against the baseline. Of `options`, what concerns the baseline must be as it was.
     ///
     /// # Errors

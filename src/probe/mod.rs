@@ -29,6 +29,7 @@ pub mod scorer;
 pub mod selftest;
 mod selftest_cases;
 pub mod spectrum;
+pub mod study;
 pub mod sweep;
 pub mod sweep_image;
 pub mod sweep_text;

@@ -73,37 +73,9 @@ impl Page {
         self.body.push_str(html);
     }
 
-    /// Rows of pictures side by side, one of which is seen at a time: a slider chooses. Each row has one
-    /// picture for each of `names`.
+    /// As the function of that name.
     pub fn slides(&mut self, names: &[&str], rows: &[Vec<Image>], labels: &[String]) -> Result<()> {
-        let Some(last) = rows.len().checked_sub(1) else { return Ok(()) };
-        self.body.push_str("<div class=\"slides\">");
-        for (column, name) in names.iter().enumerate() {
-            self.body.push_str("<figure>");
-            for (i, row) in rows.iter().enumerate() {
-                let hidden = if i == last { "" } else { " hidden" };
-                if let Some(image) = row.get(column) {
-                    let words = format!("{name}, {}", labels.get(i).map_or("", String::as_str));
-                    let _ = write!(
-                        self.body,
-                        "<img data-step=\"{i}\"{hidden} alt=\"{}\" src=\"{}\">",
-                        escape(&words),
-                        data_uri(image)?
-                    );
-                }
-            }
-            let _ = write!(self.body, "<figcaption>{}</figcaption></figure>", escape(name));
-        }
-        if last > 0 {
-            let labels: Vec<String> = labels.iter().map(|l| escape(l)).collect();
-            let _ = write!(
-                self.body,
-                "<label><input type=\"range\" min=\"0\" max=\"{last}\" value=\"{last}\" data-labels=\"{}\"> <output>{}</output></label>",
-                labels.join("|"),
-                labels.last().map_or("", String::as_str)
-            );
-        }
-        self.body.push_str("</div>\n");
+        self.body.push_str(&slides(names, rows, labels)?);
         Ok(())
     }
 
@@ -118,6 +90,40 @@ impl Page {
             self.body
         )
     }
+}
+
+/// Rows of pictures side by side, one of which is seen at a time: a slider chooses. Each row has one
+/// picture for each of `names`.
+pub fn slides(names: &[&str], rows: &[Vec<Image>], labels: &[String]) -> Result<String> {
+    let Some(last) = rows.len().checked_sub(1) else { return Ok(String::new()) };
+    let mut out = String::from("<div class=\"slides\">");
+    for (column, name) in names.iter().enumerate() {
+        out.push_str("<figure>");
+        for (i, row) in rows.iter().enumerate() {
+            let hidden = if i == last { "" } else { " hidden" };
+            if let Some(image) = row.get(column) {
+                let words = format!("{name}, {}", labels.get(i).map_or("", String::as_str));
+                let _ = write!(
+                    out,
+                    "<img data-step=\"{i}\"{hidden} alt=\"{}\" src=\"{}\">",
+                    escape(&words),
+                    data_uri(image)?
+                );
+            }
+        }
+        let _ = write!(out, "<figcaption>{}</figcaption></figure>", escape(name));
+    }
+    if last > 0 {
+        let labels: Vec<String> = labels.iter().map(|l| escape(l)).collect();
+        let _ = write!(
+            out,
+            "<label><input type=\"range\" min=\"0\" max=\"{last}\" value=\"{last}\" data-labels=\"{}\"> <output>{}</output></label>",
+            labels.join("|"),
+            labels.last().map_or("", String::as_str)
+        );
+    }
+    out.push_str("</div>\n");
+    Ok(out)
 }
 
 /// A picture as a PNG inside of a URL.

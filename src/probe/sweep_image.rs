@@ -29,7 +29,7 @@ struct UnetSweep {
 }
 
 /// `count` evaluations of `of`, spread evenly, none at the very ends.
-fn spread(count: usize, of: usize) -> Vec<usize> {
+pub(super) fn spread(count: usize, of: usize) -> Vec<usize> {
     let count = count.clamp(1, of.max(1));
     (0..count).map(|i| (2 * i + 1) * of / (2 * count)).collect()
 }

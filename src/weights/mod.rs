@@ -51,6 +51,7 @@ pub use gguf_repack::becomes;
 pub use image_file::is_image_gguf;
 pub use image_kind::{ImageFamily, Kind};
 pub use image_model::{ImageModel, PIPELINES, Part, Vocabulary};
+pub(crate) use packed::layout_of;
 pub use quantize::{Form, Quantize, QuantizedReport, TensorReport, quantize, quantize_with};
 pub use safetensors::Dtype;
 pub use store::{WeightStore, read_tensors};

@@ -311,7 +311,7 @@ impl WeightStore {
 
 /// The layout of a weight of PyTorch's shape `[N, K]` or `[Cout, Cin, kh, kw]`; `None` for others
 /// and where the sizes overflow.
-pub(super) fn layout_of(shape: &[usize]) -> Option<Layout> {
+pub(crate) fn layout_of(shape: &[usize]) -> Option<Layout> {
     let layout = match *shape {
         [rows, channels] => Layout::linear(rows, channels),
         [rows, channels, kh, kw] => Layout { rows, taps: kh.checked_mul(kw)?, channels },

@@ -1,0 +1,209 @@
+//! `inknib study`: the claims about low-bit weights, one experiment each, as an article.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::common::{Family, GpuArgs, ModelFolder, Ui, table};
+use super::generate::writable;
+use super::progress::Stages;
+use crate::diffusion::sampler::Sampler;
+use crate::diffusion::text_to_image::Request;
+use crate::gpu::{Elem, Gpu};
+use crate::probe::compare::OnStage;
+use crate::probe::study::{
+    Experiment, PAGE, PROMPTS, Setup, Study, UnetLab, UnetOptions, check_only, run as run_study,
+    unet_experiments,
+};
+use crate::weights::{ImageModel, Part};
+use crate::{Error, Result};
+
+const EXAMPLES: &str = "\
+Writes DIR/index.html, an article with a verdict and plots for every claim, and DIR/study.json with its numbers. Each finished
+experiment is kept: a study that was stopped goes on where it was. A study of a demo model takes about an hour on two cores.
+
+Examples:
+  inknib study unet -o why-int4-hurts
+  inknib study unet -m stable-diffusion-v1-5/ -o sd15 --pairs 4 --steps 20
+  inknib study unet -o quick --pairs 2 --steps 10 --only U1,U13
+  inknib study llm -m models/demo-chat -o llm";
+
+/// Flags of `inknib study`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Which kind of net
+    #[arg(value_enum)]
+    pub net: NetChoice,
+    /// A model folder, or the name of one in models/ or $INKNIB_MODELS [default: demo-scenes, demo-chat]
+    #[arg(short, long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// The folder for the article and its numbers
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Claims or experiments to run, with commas [default: all]
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Pairs of runs: prompts in turn, each with a seed of its own [default: 8]
+    #[arg(long, value_name = "N", help_heading = "Pictures")]
+    pub pairs: Option<usize>,
+    /// Prompts, one a line [default: ones of the demo model]
+    #[arg(long, value_name = "FILE", help_heading = "Pictures")]
+    pub prompts: Option<PathBuf>,
+    /// Steps of the sampler, which is DDIM [default: 25]
+    #[arg(long, value_name = "N", help_heading = "Pictures")]
+    pub steps: Option<usize>,
+    /// Guidance; 1 turns it off [default: 4]
+    #[arg(long, visible_alias = "guidance-scale", help_heading = "Pictures")]
+    pub cfg_scale: Option<f64>,
+    /// Seed of the first pair [default: 7]
+    #[arg(short, long, help_heading = "Pictures")]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+}
+
+/// Kinds of nets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetChoice {
+    /// A text-to-image model's UNet
+    Unet,
+    /// A language model
+    Llm,
+}
+
+/// Most pairs.
+const PAIRS: usize = 4096;
+
+/// Runs what is not there yet and writes the article.
+pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let (default, family) = match args.net {
+        NetChoice::Unet => ("demo-scenes", Family::TextToImage),
+        NetChoice::Llm => ("demo-chat", Family::Llm),
+    };
+    let folder = ModelFolder::find(args.model.as_deref().unwrap_or(Path::new(default)))?;
+    let folder = folder.expect(family)?;
+    match args.net {
+        NetChoice::Unet => unet(args, &folder, ui),
+        NetChoice::Llm => Err(Error::Usage("not yet".into())),
+    }
+}
+
+fn unet(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
+    let experiments = unet_experiments();
+    check_only(&experiments, &args.only)?;
+    let requests = requests(args)?;
+    let first = requests[0].clone();
+    let gpu = args.gpu.open()?;
+    let act = if gpu.caps().f16 && !gpu.caps().software { Elem::F16 } else { Elem::F32 };
+    let mut setup = setup("unet", folder, &gpu, act);
+    setup.sha256 = ImageModel::open(&folder.path)?.store(Part::Unet)?.sha256();
+    let of = |name: &str, value: String| (name.to_string(), value);
+    setup.conditions.extend([
+        of("pairs (prompts and seeds)", requests.len().to_string()),
+        of("seed of the first pair", first.seed.to_string()),
+        of("prompts", args.prompts.as_ref().map_or("built in".into(), |p| p.display().to_string())),
+        of("sampler", format!("DDIM, {} steps", first.steps)),
+        of("guidance", first.guidance.to_string()),
+    ]);
+    let options =
+        UnetOptions { folder: folder.path.clone(), act, requests, scratch: args.output.clone() };
+    let study = prepare(args, setup)?;
+    go(args, study, &mut UnetLab::new(gpu, options), &experiments, ui)
+}
+
+fn requests(args: &Args) -> Result<Vec<Request>> {
+    let pairs = args.pairs.unwrap_or(8);
+    let steps = args.steps.unwrap_or(25);
+    if !(1..=PAIRS).contains(&pairs) {
+        return Err(Error::Usage(format!("--pairs {pairs}: give 1 to {PAIRS}")));
+    }
+    if steps < 5 {
+        return Err(Error::Usage(format!(
+            "--steps {steps}: a study looks at 5 steps at the least"
+        )));
+    }
+    let prompts: Vec<String> = match &args.prompts {
+        None => PROMPTS.map(String::from).to_vec(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+            text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect()
+        }
+    };
+    if prompts.is_empty() {
+        return Err(Error::Usage("the file of prompts is empty; write one a line".into()));
+    }
+    let request = |i: usize| Request {
+        prompt: prompts[i % prompts.len()].clone(),
+        seed: args.seed.unwrap_or(7) + i as u64,
+        steps,
+        guidance: args.cfg_scale.unwrap_or(4.0),
+        sampler: Some(Sampler::Ddim { eta: 0.0 }),
+        ..Request::default()
+    };
+    Ok((0..pairs).map(request).collect())
+}
+
+/// What both kinds have in common.
+fn setup(net: &str, folder: &ModelFolder, gpu: &Gpu, act: Elem) -> Setup {
+    let name = folder.path.file_name().unwrap_or(folder.path.as_os_str()).display().to_string();
+    let of = |name: &str, value: String| (name.to_string(), value);
+    let adapter = gpu.adapter();
+    Setup {
+        net: net.into(),
+        model: name.clone(),
+        conditions: vec![
+            of("model", name),
+            of("adapter", format!("{} ({})", adapter.name, adapter.driver)),
+            of("activations", act.wgsl().to_string()),
+        ],
+        ..Setup::default()
+    }
+}
+
+/// The study that is there, or a beginning.
+fn prepare(args: &Args, setup: Setup) -> Result<Study> {
+    std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
+    writable(&args.output.join(PAGE))?;
+    Study::open(&args.output, setup)
+}
+
+fn go<L>(
+    args: &Args,
+    mut study: Study,
+    lab: &mut L,
+    experiments: &[Experiment<L>],
+    ui: &Ui,
+) -> Result<()> {
+    let mut stages = Stages::new(ui);
+    let on_stage: &mut OnStage<'_> = &mut |label, done, total| stages.show(label, done, total);
+    run_study(&mut study, &args.output, lab, experiments, &args.only, on_stage)?;
+    drop(stages);
+    // Pages are made anew, in case only their look has changed since.
+    study.write(&args.output)?;
+    let page = args.output.join(PAGE);
+    if ui.json() {
+        return ui.answer(
+            &json!({ "output": page, "setup": study.setup, "sections": summaries(&study) }),
+        );
+    }
+    let mut rows = table(&["", "what is said", "what was found", "verdict"]);
+    for s in study.sections() {
+        rows.add_row([s.id.as_str(), &s.claim, &s.finding, s.outcome.words()]);
+    }
+    ui.line(&rows.to_string())?;
+    ui.line(&format!("{}: the article; open it in a browser", page.display()))
+}
+
+fn summaries(study: &Study) -> Vec<serde_json::Value> {
+    let one = |s: &&crate::probe::study::Section| {
+        json!({
+            "id": s.id,
+            "claim": s.claim,
+            "finding": s.finding,
+            "verdict": s.outcome,
+            "numbers": s.numbers,
+        })
+    };
+    study.sections().iter().map(one).collect()
+}
