@@ -6,9 +6,11 @@ mod article;
 mod imitate;
 mod unet;
 mod unet_formats;
+mod unet_methods;
 mod unet_noise;
 mod unet_places;
 mod unet_runs;
+mod unet_values;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -90,8 +92,8 @@ pub struct Section {
     pub finding: String,
     pub outcome: Outcome,
     pub body: Vec<Block>,
-    /// The figures behind it, by name with their unit at the end.
-    pub numbers: BTreeMap<String, f64>,
+    /// The figures behind it, by name with their unit at the end; `null` where one is not finite.
+    pub numbers: BTreeMap<String, Option<f64>>,
 }
 
 impl Section {
@@ -146,7 +148,7 @@ impl Section {
         self
     }
     pub(super) fn number(mut self, name: &str, value: f64) -> Section {
-        self.numbers.insert(name.into(), value);
+        self.numbers.insert(name.into(), value.is_finite().then_some(value));
         self
     }
 }

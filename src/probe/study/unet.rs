@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::imitate::{Change, imitated};
-use super::{Experiment, unet_formats, unet_noise, unet_places, unet_runs};
+use super::{
+    Experiment, unet_formats, unet_methods, unet_noise, unet_places, unet_runs, unet_values,
+};
 use crate::diffusion::text_to_image::{Request, TextToImage};
 use crate::gpu::{Elem, Gpu, interrupted};
 use crate::graph::Kernels;
@@ -55,11 +57,11 @@ pub fn unet_experiments() -> Vec<Experiment<UnetLab>> {
         Experiment {
             name: "activations",
             claims: &["U5", "U7", "U8"],
-            run: unet_places::activations,
+            run: unet_values::activations,
         },
         Experiment { name: "formats", claims: &["U11", "U14", "U15"], run: unet_formats::formats },
         Experiment { name: "guidance", claims: &["U13"], run: unet_noise::guidance },
-        Experiment { name: "methods", claims: &["M"], run: unet_formats::methods },
+        Experiment { name: "methods", claims: &["M"], run: unet_methods::methods },
     ]
 }
 
