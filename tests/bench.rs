@@ -173,3 +173,20 @@ fn sizes_that_a_model_cannot_paint_are_refused() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("multiples of"));
 }
+
+#[test]
+fn forms_of_four_bits_side_by_side() {
+    let (code, answer, error) = run(&["bench", "--formats", "-r", "1"]);
+    if skipped(code) {
+        return;
+    }
+    assert_eq!(code, 0, "{error}");
+    let formats = answer["formats"].as_array().unwrap();
+    assert_eq!(formats.len(), 8);
+    for cost in formats {
+        assert!(cost["ms"].as_f64().unwrap() > 0.0, "{cost}");
+        // What is held against itself costs nothing; the others are measured, not judged, on a shared machine.
+        let plain = cost["format"] == "int4-g64-uniform";
+        assert_eq!(plain, cost["over_plain"] == 0.0, "{cost}");
+    }
+}

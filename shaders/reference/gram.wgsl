@@ -15,7 +15,7 @@ struct Params {
     stride: u32,
     up: u32,     // 1 if the input is doubled in both directions first
     before: u32, // zeros before the first row and column
-    pad0: u32,
+    every: u32,  // 1, or n to add up every nth row
     pad1: u32,
     pad2: u32,
 }
@@ -36,7 +36,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     let j = item % p.k;
     if (i >= p.k || j > i) { return; }
     var sum = 0.0;
-    for (var m = p.m0; m < p.m; m++) {
+    for (var m = p.m0; m < p.m; m += p.every) {
         sum += element(pixel(m), p.k0 + i) * element(pixel(m), p.k0 + j);
     }
     g[item] += sum;

@@ -14,7 +14,7 @@ struct Params {
     stride: u32,
     up: u32,     // 1 if the input is doubled in both directions first
     before: u32, // zeros before the first row and column
-    pad0: u32,
+    every: u32,  // unused
     pad1: u32,
     pad2: u32,
 }

@@ -9,6 +9,7 @@ use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::nets::language::LanguageConfig;
 use crate::probe::bench::{Measured, Memory, Test, measure};
+use crate::probe::bench_formats::format_costs;
 use crate::text::decoder::Decoder;
 use crate::{Error, Result};
 
@@ -21,7 +22,8 @@ Examples:
   inknib bench -m tinyllama/ -p 512 -n 64 -d 0,4096
   inknib bench -m tinyllama/ --weights fp16 -r 5 --json
   inknib bench -m stable-diffusion-v1-5/ --size 256,512 --weights int4,int8,fp16
-  inknib bench -m stable-diffusion-v1-5/ --decode 1024 --vram-budget 2G";
+  inknib bench -m stable-diffusion-v1-5/ --decode 1024 --vram-budget 2G
+  inknib bench --formats";
 
 /// Flags of `inknib bench`.
 #[derive(clap::Args, Debug)]
@@ -55,6 +57,9 @@ pub struct Args {
     /// Runs that count, after one that does not
     #[arg(short, long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
+    /// Measure instead what decoding cubic and asymmetric 4-bit weights costs beside plain symmetric ones; no model
+    #[arg(long)]
+    pub formats: bool,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -91,6 +96,9 @@ impl Args {
 
 /// Measures every test; a row appears as soon as it is known.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
+    if args.formats {
+        return formats(args, ui);
+    }
     let folder = args.model.folder(Some("demo-chat"))?;
     if folder.family == Family::TextToImage {
         return super::bench_image::run(args, &folder, ui);
@@ -144,6 +152,38 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         return ui.answer(&describe(&gpu, &model, &rows));
     }
     show(&gpu, &model, &rows, ui)
+}
+
+/// What the forms of 4-bit weights cost.
+fn formats(args: &Args, ui: &Ui) -> Result<()> {
+    /// Times that all forms take turns, for each of `--repetitions`.
+    const TURNS: usize = 7;
+    let gpu = args.gpu.open()?;
+    let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+    let spinner = ui.bar("formats", 0);
+    let samples = TURNS * args.repetitions as usize;
+    let costs = format_costs(&gpu, args.model.act(&gpu)?, &options, samples)?;
+    drop(spinner);
+    if ui.json() {
+        return ui.answer(&json!({
+            "adapter": gpu.adapter().name,
+            "driver": gpu.adapter().driver,
+            "formats": costs,
+        }));
+    }
+    let mut out = table(&["op", "x, w", "format", "ms", "over plain"]);
+    for cost in &costs {
+        let [m, n, k] = cost.shape;
+        out.add_row([
+            cost.op.to_string(),
+            format!("{m}x{k}, {n}x{k}"),
+            cost.format.clone(),
+            format!("{:.3}", cost.ms),
+            format!("{:+.1} %", 100.0 * cost.over_plain),
+        ]);
+    }
+    ui.line(&out.to_string())?;
+    ui.line(&format!("{} ({})", gpu.adapter().name, gpu.adapter().driver))
 }
 
 struct Model {

@@ -34,7 +34,7 @@ params! {
         pub stride: u32,
         pub up: u32,
         pub before: u32,
-        pub pad0: u32,
+        pub every: u32,
         pub pad1: u32,
         pub pad2: u32,
     }
@@ -54,7 +54,10 @@ impl Walk {
         Walk { side: 1, conv: Conv { stride: 1, upsample: false, pad: super::conv2d::Pad::Same } };
 
     /// Rows and columns of X.
-    pub(super) fn size(self, x: Var<'_>) -> Result<[usize; 2], String> {
+    ///
+    /// # Errors
+    /// In words, where x is no picture or smaller than the window.
+    pub fn size(self, x: Var<'_>) -> Result<[usize; 2], String> {
         let shape = x.shape();
         if x.elem() == Elem::U32 || shape.is_empty() {
             return Err(format!("x {shape:?} of {:?}", x.elem()));
@@ -92,15 +95,17 @@ pub fn reader(op: &dyn Op) -> Option<(&Weight, Walk, bool)> {
 struct Gram {
     walk: Walk,
     first: usize,
+    every: usize,
 }
 
 /// Adds XᵀX to `g` (a [`Graph::external`](crate::graph::Graph::external) f32 `[k, k]`) for columns `first ..
 /// first + k` of X, on and below the diagonal; the rest is not touched. X is what x is to a layer that walks over it
-/// ([`Walk`]). Returns g, which has to be an output to be computed.
+/// ([`Walk`]); of its rows every `every`th counts, from the first on. Returns g, which has to be an output to be computed.
 #[track_caller]
-pub fn gram<'g>(g: Var<'g>, x: Var<'g>, walk: Walk, first: usize) -> Var<'g> {
+pub fn gram<'g>(g: Var<'g>, x: Var<'g>, walk: Walk, first: usize, every: usize) -> Var<'g> {
     let shape = g.shape();
     let fits = walk.size(x).and_then(|[_, columns]| match *shape.dims() {
+        _ if every == 0 => Err("every 0th row".into()),
         [k, other] if k == other && k > 0 && first + k <= columns && g.elem() == Elem::F32 => {
             Ok(shape)
         }
@@ -109,7 +114,7 @@ pub fn gram<'g>(g: Var<'g>, x: Var<'g>, walk: Walk, first: usize) -> Var<'g> {
             g.elem()
         )),
     });
-    g.graph().record(Gram { walk, first }, &[g, x], fits, Elem::F32)
+    g.graph().record(Gram { walk, first, every }, &[g, x], fits, Elem::F32)
 }
 
 /// What gram and moments lower alike.
@@ -117,6 +122,8 @@ pub(super) struct Columns {
     pub walk: Walk,
     /// First column and number of columns.
     pub range: [usize; 2],
+    /// 1, or n to take every nth row.
+    pub every: usize,
 }
 
 impl Columns {
@@ -140,18 +147,19 @@ impl Columns {
             stride: conv.stride as u32,
             up: u32::from(conv.upsample),
             before: conv.zeros(side).0 as u32,
+            every: self.every as u32,
             ..Default::default()
         };
-        let rows = b * oh * ow;
-        let part = |m0: usize| Params { m0: m0 as u32, m: rows.min(m0 + ROWS) as u32, ..whole };
+        let (rows, step) = (b * oh * ow, ROWS * self.every);
+        let part = |m0: usize| Params { m0: m0 as u32, m: rows.min(m0 + step) as u32, ..whole };
         let eights = [ca, k0, k].iter().all(|n| n.is_multiple_of(8));
-        Ok(((0..rows).step_by(ROWS).map(part).collect(), eights))
+        Ok(((0..rows).step_by(step).map(part).collect(), eights))
     }
 
     /// A launch over the rows of `p`: group 0 is x, then what is added to.
     pub fn dispatch(cx: &Lower<'_>, spec: Spec, p: &Params) -> Result<Dispatch> {
         let dispatch = Dispatch::new(spec, p).arg(cx.input(1)?).arg(cx.output());
-        Ok(dispatch.trips((p.m - p.m0) as usize + EPILOGUE_TRIPS))
+        Ok(dispatch.trips((p.m - p.m0).div_ceil(p.every) as usize + EPILOGUE_TRIPS))
     }
 }
 
@@ -167,14 +175,16 @@ impl Op for Gram {
     }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let k = cx.output().shape.last();
-        let columns = Columns { walk: self.walk, range: [self.first, k] };
+        let columns = Columns { walk: self.walk, range: [self.first, k], every: self.every };
         let (params, eights) = columns.params(cx)?;
         let fast = eights && !cx.reference();
         let x = cx.input(1)?.elem;
         let items = if fast { k / 8 * (k / 8) } else { k * k };
         for p in params {
             let dispatch = Columns::dispatch(cx, spec([FAST, REFERENCE], fast, x), &p)?;
-            cx.dispatch(dispatch.linear(items, 64).flops((p.m - p.m0) as usize * k * k))?;
+            cx.dispatch(
+                dispatch.linear(items, 64).flops((p.m - p.m0).div_ceil(p.every) as usize * k * k),
+            )?;
         }
         Ok(())
     }

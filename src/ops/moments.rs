@@ -43,7 +43,7 @@ impl Op for Moments {
     }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let k = cx.output().shape.last();
-        let (params, eights) = Columns { walk: self.0, range: [0, k] }.params(cx)?;
+        let (params, eights) = Columns { walk: self.0, range: [0, k], every: 1 }.params(cx)?;
         let fast = eights && !cx.reference();
         let x = cx.input(1)?.elem;
         for p in params {

@@ -3,6 +3,7 @@
 
 pub mod attention_kl;
 pub mod bench;
+pub mod bench_formats;
 pub mod bench_image;
 pub mod calibrate;
 pub mod compare;

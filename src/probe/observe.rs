@@ -27,11 +27,24 @@ struct Sums {
     columns: usize,
     moments: Buffer,
     gram: Vec<(usize, usize, Buffer)>,
+    /// Every how manieth row XᵀX has seen.
+    every: usize,
 }
 
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Observer of {} weights", self.wanted.len())
+    }
+}
+
+/// Of so many rows of X in one run, every which counts for XᵀX: neighbouring pixels say much the same, and XᵀX is what
+/// calibration takes its time for. Odd, so that rows come from all columns of a picture.
+fn every(rows: usize) -> usize {
+    /// Rows of a run that are enough.
+    const ENOUGH: usize = 128;
+    match rows / ENOUGH {
+        0 | 1 => 1,
+        n => n | 1,
     }
 }
 
@@ -83,6 +96,9 @@ impl Observer {
             let moments = floats(&sums.moments, 3 * k)?;
             let block = |(first, width, buffer): &(usize, usize, Buffer)| -> Result<GramBlock> {
                 let values = floats(buffer, width * width)?;
+                // As if all rows had been seen.
+                let scale = sums.every as f32;
+                let values = values.into_iter().map(|v| scale * v).collect();
                 Ok(GramBlock { first: *first, width: *width, values })
             };
             let layer = LayerStatistics {
@@ -96,7 +112,7 @@ impl Observer {
         Ok(all)
     }
 
-    fn sums(&self, taps: usize, channels: usize) -> Result<Sums> {
+    fn sums(&self, taps: usize, channels: usize, every: usize) -> Result<Sums> {
         let zeros = |count: usize| self.gpu.upload("sums", &vec![0; 4 * count]);
         let columns = taps * channels;
         let mut gram = vec![];
@@ -107,7 +123,7 @@ impl Observer {
                 first += width;
             }
         }
-        Ok(Sums { columns, moments: zeros(3 * columns)?, gram })
+        Ok(Sums { columns, moments: zeros(3 * columns)?, gram, every })
     }
 
     fn record<'g>(&self, graph: &'g Graph, name: &str, sums: &Sums, x: Var<'g>, walk: Walk) {
@@ -115,7 +131,7 @@ impl Observer {
         graph.output(&format!("{name}.moments"), moments(into, x, walk));
         for (first, width, buffer) in &sums.gram {
             let into = graph.external(buffer, [*width, *width], Elem::F32);
-            graph.output(&format!("{name}.gram.{first}"), gram(into, x, walk, *first));
+            graph.output(&format!("{name}.gram.{first}"), gram(into, x, walk, *first, sums.every));
         }
     }
 }
@@ -130,11 +146,13 @@ impl Observe for Observer {
             if !self.wanted.contains(name) || weight.columns().is_some() {
                 continue;
             }
+            let x = if two { cat(inputs[0], inputs[1]) } else { inputs[0] };
             if !layers.contains_key(name) {
-                layers.insert(name.to_string(), self.sums(weight.taps(), weight.channels())?);
+                let rows = walk.size(x).map_or(0, |[rows, _]| rows);
+                let sums = self.sums(weight.taps(), weight.channels(), every(rows))?;
+                layers.insert(name.to_string(), sums);
             }
             if let Some(sums) = layers.get(name) {
-                let x = if two { cat(inputs[0], inputs[1]) } else { inputs[0] };
                 self.record(graph, name, sums, x, walk);
             }
         }
@@ -145,6 +163,11 @@ impl Observe for Observer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_pictures_are_sampled() {
+        assert_eq!([32, 128, 255, 512, 8192].map(every), [1, 1, 1, 5, 65]);
+    }
 
     #[test]
     fn blocks_hold_whole_taps() {

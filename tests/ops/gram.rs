@@ -53,7 +53,7 @@ fn gram_matrices_add_up() {
                     for kernels in BOTH {
                         let got =
                             accumulate(gpu, (act, kernels, 2), (&x, shape), [k, k], |g, x| {
-                                gram(g, x, walk, first)
+                                gram(g, x, walk, first, 1)
                             });
                         // Sums are f32 whatever the activations; the 0.5 that was there before costs an ulp
                         // of the sum at most.
@@ -78,7 +78,7 @@ fn many_rows_are_several_dispatches() {
     let x = randn(5, shape.iter().product());
     let want = oracle(&columns(&x, shape, Walk::LINEAR), 0, 8);
     let got = accumulate(gpu, (Elem::F32, Kernels::Fast, 1), (&x, shape), [8, 8], |g, x| {
-        gram(g, x, Walk::LINEAR, 0)
+        gram(g, x, Walk::LINEAR, 0, 1)
     });
     // A running f32 sum of 8192 terms loses up to its root in ulps: (90 · 2⁻²⁴)² = 3e-11.
     assert!(nmse(&got, &want) <= 1e-9, "{:.2e}", nmse(&got, &want));
@@ -89,10 +89,29 @@ fn shape_errors_say_what_is_wrong() {
     let message = |g: &[usize], first: usize, elem: Elem| {
         let graph = Graph::new(Elem::F32);
         let x = graph.input("x", [2, 8], Elem::F32);
-        gram(graph.input("g", g, elem), x, Walk::LINEAR, first);
+        gram(graph.input("g", g, elem), x, Walk::LINEAR, first, 1);
         graph.finish().unwrap_err().to_string()
     };
     assert!(message(&[8, 4], 0, Elem::F32).contains("gram: g [8, 4]"));
     assert!(message(&[8, 8], 1, Elem::F32).contains("columns from 1 of 8"));
     assert!(message(&[8, 8], 0, Elem::U32).contains("a square of f32"));
+}
+
+#[test]
+fn some_rows_alone_count() {
+    let Some(gpu) = gpu() else { return };
+    for walk in walks() {
+        let shape = [2, 6, 7, 8];
+        let x = randn(8, shape.iter().product());
+        let rows: Vec<Vec<f64>> = columns(&x, shape, walk).into_iter().step_by(3).collect();
+        let k = rows[0].len();
+        let want = oracle(&rows, 0, k);
+        for kernels in BOTH {
+            let form = (Elem::F32, kernels, 1);
+            let got = accumulate(gpu, form, (&x, shape), [k, k], |g, x| gram(g, x, walk, 0, 3));
+            // As above.
+            let e = nmse(&got, &want);
+            assert!(e <= 1e-10, "{kernels:?} {walk:?}: {e:.2e}");
+        }
+    }
 }

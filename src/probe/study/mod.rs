@@ -9,6 +9,7 @@ mod unet_formats;
 mod unet_methods;
 mod unet_noise;
 mod unet_places;
+mod unet_remedies;
 mod unet_runs;
 mod unet_values;
 
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use article::study_page;
+pub use imitate::{Change, Form, Imitation, Span, imitated};
 pub use unet::{PROMPTS, UnetLab, UnetOptions, unet_experiments};
 
 use super::compare::OnStage;

@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use super::imitate::{Change, imitated};
 use super::{
-    Experiment, unet_formats, unet_methods, unet_noise, unet_places, unet_runs, unet_values,
+    Experiment, unet_formats, unet_methods, unet_noise, unet_places, unet_remedies, unet_runs,
+    unet_values,
 };
 use crate::diffusion::text_to_image::{Request, TextToImage};
 use crate::gpu::{Elem, Gpu, interrupted};
@@ -61,6 +62,8 @@ pub fn unet_experiments() -> Vec<Experiment<UnetLab>> {
         },
         Experiment { name: "formats", claims: &["U11", "U14", "U15"], run: unet_formats::formats },
         Experiment { name: "guidance", claims: &["U13"], run: unet_noise::guidance },
+        Experiment { name: "correction", claims: &["U16"], run: unet_remedies::correction },
+        Experiment { name: "some steps", claims: &["U17"], run: unet_remedies::some_steps },
         Experiment { name: "methods", claims: &["M"], run: unet_methods::methods },
     ]
 }
