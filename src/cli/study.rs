@@ -10,23 +10,28 @@ use super::progress::Stages;
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::text_to_image::Request;
 use crate::gpu::{Elem, Gpu};
+use crate::probe::calibrate::{QUESTIONS, Read};
 use crate::probe::compare::OnStage;
+use crate::probe::compare_text::Passage;
+use crate::probe::perplexity::read_text;
 use crate::probe::study::{
-    Experiment, PAGE, PROMPTS, Setup, Study, UnetLab, UnetOptions, check_only, run as run_study,
-    unet_experiments,
+    ASKED, Experiment, LlmOptions, PAGE, PROMPTS, Setup, Study, TextLab, UnetLab, UnetOptions,
+    check_only, run as run_study, text_experiments, unet_experiments,
 };
-use crate::weights::{ImageModel, Part};
+use crate::weights::{ImageModel, Part, WeightStore};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 Writes DIR/index.html, an article with a verdict and plots for every claim, and DIR/study.json with its numbers. Each finished
-experiment is kept: a study that was stopped goes on where it was. A study of a demo model takes about an hour on two cores.
+experiment is kept: a study that was stopped goes on where it was. A study of demo-scenes takes about an hour on two cores, one of
+demo-chat some minutes.
 
 Examples:
   inknib study unet -o why-int4-hurts
   inknib study unet -m stable-diffusion-v1-5/ -o sd15 --pairs 4 --steps 20
   inknib study unet -o quick --pairs 2 --steps 10 --only U1,U13
-  inknib study llm -m models/demo-chat -o llm";
+  inknib study llm -o what-int4-does-to-text
+  inknib study llm -m Llama-3.2-1B/ -f wiki.txt --windows 16 -o llama";
 
 /// Flags of `inknib study`.
 #[derive(clap::Args, Debug)]
@@ -59,8 +64,51 @@ pub struct Args {
     /// Seed of the first pair [default: 7]
     #[arg(short, long, help_heading = "Pictures")]
     pub seed: Option<u64>,
+    /// Score a text instead of the model's own answers: windows of 512 tokens of its first half; calibration reads the
+    /// second half
+    #[arg(short, long, value_name = "TEXT", help_heading = "Text")]
+    pub file: Option<PathBuf>,
+    /// Windows of the text that are scored [default: 8]
+    #[arg(long, value_name = "N", requires = "file", help_heading = "Text")]
+    pub windows: Option<usize>,
+    /// How many of the 24 built-in questions are asked [default: all]
+    #[arg(long, value_name = "N", conflicts_with = "file", help_heading = "Text")]
+    pub questions: Option<usize>,
+    /// Most tokens of an answer [default: 96]
+    #[arg(
+        long,
+        visible_alias = "max-new-tokens",
+        value_name = "N",
+        conflicts_with = "file",
+        help_heading = "Text"
+    )]
+    pub max_tokens: Option<usize>,
     #[command(flatten)]
     pub gpu: GpuArgs,
+}
+
+impl Args {
+    /// The first flag that was given for the other kind of net.
+    fn stray(&self) -> Option<&'static str> {
+        let pictures = [
+            ("--pairs", self.pairs.is_some()),
+            ("--prompts", self.prompts.is_some()),
+            ("--steps", self.steps.is_some()),
+            ("--cfg-scale", self.cfg_scale.is_some()),
+            ("--seed", self.seed.is_some()),
+        ];
+        let text = [
+            ("--file", self.file.is_some()),
+            ("--windows", self.windows.is_some()),
+            ("--questions", self.questions.is_some()),
+            ("--max-tokens", self.max_tokens.is_some()),
+        ];
+        let others: &[(&str, bool)] = match self.net {
+            NetChoice::Unet => &text,
+            NetChoice::Llm => &pictures,
+        };
+        others.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+    }
 }
 
 /// Kinds of nets.
@@ -81,11 +129,18 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         NetChoice::Unet => ("demo-scenes", Family::TextToImage),
         NetChoice::Llm => ("demo-chat", Family::Llm),
     };
+    if let Some(flag) = args.stray() {
+        let kind = match args.net {
+            NetChoice::Unet => "a UNet",
+            NetChoice::Llm => "a language model",
+        };
+        return Err(Error::Usage(format!("{flag} means nothing to a study of {kind}")));
+    }
     let folder = ModelFolder::find(args.model.as_deref().unwrap_or(Path::new(default)))?;
     let folder = folder.expect(family)?;
     match args.net {
         NetChoice::Unet => unet(args, &folder, ui),
-        NetChoice::Llm => Err(Error::Usage("not yet".into())),
+        NetChoice::Llm => llm(args, &folder, ui),
     }
 }
 
@@ -142,6 +197,104 @@ fn requests(args: &Args) -> Result<Vec<Request>> {
         ..Request::default()
     };
     Ok((0..pairs).map(request).collect())
+}
+
+fn llm(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
+    let experiments = text_experiments();
+    check_only(&experiments, &args.only)?;
+    let (passage, calibration) = passages(args)?;
+    let store = WeightStore::open(&folder.path)?;
+    if store.quantized().is_some() || store.quantized_elsewhere().is_some() {
+        return Err(Error::Usage(format!(
+            "{}: is quantized already; a study begins with the original weights",
+            folder.path.display()
+        )));
+    }
+    let gpu = args.gpu.open()?;
+    let act = if gpu.caps().f16 && !gpu.caps().software { Elem::F16 } else { Elem::F32 };
+    let mut setup = setup("llm", folder, &gpu, act);
+    setup.sha256 = store.sha256();
+    drop(store);
+    let of = |name: &str, value: String| (name.to_string(), value);
+    setup.conditions.extend(match &passage {
+        Passage::Questions { questions, most } => [
+            of("scored", format!("its own greedy answers to {} questions", questions.len())),
+            of("most tokens of an answer", most.to_string()),
+        ],
+        Passage::Text { text, windows } => [
+            of(
+                "scored",
+                format!(
+                    "{windows} windows of {}",
+                    args.file.as_deref().map_or("a text".into(), base_name)
+                ),
+            ),
+            of("characters to choose from", text.chars().count().to_string()),
+        ],
+    });
+    setup.conditions.push(of(
+        "calibration",
+        match &calibration {
+            Read::Answers { questions, .. } => {
+                format!("its own answers to {} other questions", questions.len())
+            }
+            Read::Text { windows, .. } => {
+                format!("at most {windows} windows of the text's second half")
+            }
+        },
+    ));
+    let options = LlmOptions {
+        folder: folder.path.clone(),
+        act,
+        passage,
+        calibration,
+        scratch: args.output.clone(),
+    };
+    let study = prepare(args, setup)?;
+    go(args, study, &mut TextLab::new(gpu, options), &experiments, ui)
+}
+
+/// The last part of a path.
+fn base_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).display().to_string()
+}
+
+/// What is scored, and what calibration reads, which has nothing in common with it.
+fn passages(args: &Args) -> Result<(Passage, Read)> {
+    /// Windows of a text, scored and read by calibration; tokens of an answer.
+    const WINDOWS: [usize; 2] = [8, 64];
+    const TOKENS: usize = 96;
+    if let Some(file) = &args.file {
+        let text = read_text(file)?;
+        // Between two words near the middle.
+        let middle = text.char_indices().nth(text.chars().count() / 2).map_or(0, |(at, _)| at);
+        let cut = text[middle..].find(char::is_whitespace).map_or(middle, |more| middle + more);
+        let (first, second) = text.split_at(cut);
+        let windows = args.windows.unwrap_or(WINDOWS[0]);
+        if windows == 0 {
+            return Err(Error::Usage("--windows 0 scores nothing; 8 are usual".into()));
+        }
+        return Ok((
+            Passage::Text { text: first.into(), windows },
+            Read::Text { text: second.into(), windows: WINDOWS[1] },
+        ));
+    }
+    let count = args.questions.unwrap_or(ASKED.len());
+    if !(1..=ASKED.len()).contains(&count) {
+        return Err(Error::Usage(format!("--questions {count}: give 1 to {}", ASKED.len())));
+    }
+    let most = args.max_tokens.unwrap_or(TOKENS);
+    if most < 2 {
+        return Err(Error::Usage(format!(
+            "--max-tokens {most}: answers are looked at in halves; give 2 at the least"
+        )));
+    }
+    // Fewer questions are spread over all of them: stories are at the end.
+    let spread = |all: &[&str], count: usize| -> Vec<String> {
+        (0..count).map(|i| all[(i * all.len() + all.len() / 2) / count].to_string()).collect()
+    };
+    let (questions, seen) = (spread(&ASKED, count), spread(&QUESTIONS, count));
+    Ok((Passage::Questions { questions, most }, Read::Answers { questions: seen, most }))
 }
 
 /// What both kinds have in common.

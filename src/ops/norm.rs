@@ -82,6 +82,11 @@ pub fn rms_norm<'g>(x: Var<'g>, gamma: &Vector, eps: f32) -> Var<'g> {
     norm.record(x, &[x], Ok(x.shape()))
 }
 
+/// What went into the norm that made this value, if one of these did.
+pub fn before_norm(x: Var<'_>) -> Option<Var<'_>> {
+    x.made_by::<Norm>()?.first().copied()
+}
+
 /// How the work of a launch is divided; depends on nothing but the shape.
 struct Sizes {
     batch: usize,

@@ -29,6 +29,7 @@ pub mod report_text;
 pub mod scorer;
 pub mod selftest;
 mod selftest_cases;
+pub mod singular;
 pub mod spectrum;
 pub mod study;
 pub mod sweep;

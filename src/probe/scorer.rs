@@ -43,8 +43,23 @@ impl<'a> Scorer<'a> {
         kv: KvFormat,
     ) -> Result<Scorer<'a>> {
         let cache = net.config().kv_cache(gpu, context, kv)?;
+        Ok(Scorer::with_cache(gpu, net, (act, kernels), cache))
+    }
+
+    /// Over a cache that another scorer of a net of the same sizes writes to as well: what either puts there, both see.
+    pub fn with_cache(
+        gpu: &'a Gpu,
+        net: &'a Language,
+        (act, kernels): (Elem, Kernels),
+        cache: KvCache,
+    ) -> Scorer<'a> {
         let chunk = (LOGIT_BYTES / 4 / net.config().vocab_size().max(1)).clamp(1, CHUNK);
-        Ok(Scorer { gpu, net, cache, act, kernels, chunk, plans: HashMap::new() })
+        Scorer { gpu, net, cache, act, kernels, chunk, plans: HashMap::new() }
+    }
+
+    /// Keys and values of what it has read; a handle to the same memory.
+    pub fn cache(&self) -> KvCache {
+        self.cache.clone()
     }
 
     /// Tokens whose logits are computed at once.

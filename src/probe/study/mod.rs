@@ -4,6 +4,12 @@
 
 mod article;
 mod imitate;
+mod text;
+mod text_formats;
+mod text_methods;
+mod text_places;
+mod text_runs;
+mod text_values;
 mod unet;
 mod unet_formats;
 mod unet_methods;
@@ -21,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use article::study_page;
 pub use imitate::{Change, Form, Imitation, Span, imitated};
+pub use text::{ASKED, LlmOptions, TextLab, text_experiments};
 pub use unet::{PROMPTS, UnetLab, UnetOptions, unet_experiments};
 
 use super::compare::OnStage;

@@ -44,7 +44,8 @@ pub(super) fn formats(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<V
     Ok(vec![eight_bits(&found, &eight, &channel), redundancy(&found), scales(&found)])
 }
 
-fn imitations() -> Vec<(&'static str, Imitation)> {
+/// Formats of which there are no kernels, by what is drawn as one line.
+pub(super) fn imitations() -> Vec<(&'static str, Imitation)> {
     let four = |span| Imitation::plain(4, span);
     let asymmetric = |span| Imitation { form: Form::Asymmetric, ..four(span) };
     let searched = |f: Imitation| Imitation { search: true, ..f };

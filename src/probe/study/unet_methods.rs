@@ -16,7 +16,7 @@ use crate::weights::{
 use crate::{Error, Result};
 
 /// llama.cpp's Q4_0 on every matrix, and HQQ in groups of 64 with the islands of `int4`.
-const Q4_0: &str = include_str!("../../../examples/recipes/q4_0.toml");
+pub(super) const Q4_0: &str = include_str!("../../../examples/recipes/q4_0.toml");
 const HQQ: &str = include_str!("../../../examples/recipes/hqq-g64.toml");
 
 /// How weights are made.

@@ -1,0 +1,100 @@
+//! How much of a matrix its largest singular values hold.
+
+use rayon::prelude::*;
+
+use crate::diffusion::rng::{Rng, RngKind};
+
+/// Rounds of iteration; more changed the share of flat spectra by less than 1 %.
+const ROUNDS: usize = 10;
+
+/// Share of ‖A‖² in the `rank` largest singular values of A `[rows, columns]`: randomized subspace iteration (Halko,
+/// Martinsson and Tropp 2011), which approaches the share from below. 0 of a matrix of zeros.
+pub fn energy_of_largest(a: &[f32], columns: usize, rank: usize) -> f64 {
+    let total: f64 = a.iter().map(|v| f64::from(*v).powi(2)).sum();
+    if total == 0.0 || columns == 0 {
+        return 0.0;
+    }
+    let rank = rank.min(columns).min(a.len() / columns);
+    let mut random = Rng::new(RngKind::Cpu, 1);
+    let start = |_| random.randn(columns).into_iter().map(f64::from).collect();
+    let mut basis: Vec<Vec<f64>> = (0..rank).map(start).collect();
+    let mut held = 0.0;
+    for _ in 0..ROUNDS {
+        orthonormalize(&mut basis);
+        let images: Vec<Vec<f64>> = basis.par_iter().map(|v| times(a, v)).collect();
+        held = images.iter().flatten().map(|v| v * v).sum();
+        basis = images.par_iter().map(|image| transposed_times(a, columns, image)).collect();
+    }
+    held / total
+}
+
+/// A·v
+fn times(a: &[f32], v: &[f64]) -> Vec<f64> {
+    let row = |row: &[f32]| row.iter().zip(v).map(|(a, v)| f64::from(*a) * v).sum();
+    a.chunks_exact(v.len()).map(row).collect()
+}
+
+/// Aᵀ·v
+fn transposed_times(a: &[f32], columns: usize, v: &[f64]) -> Vec<f64> {
+    let mut sum = vec![0.0; columns];
+    for (row, factor) in a.chunks_exact(columns).zip(v) {
+        sum.iter_mut().zip(row).for_each(|(sum, a)| *sum += f64::from(*a) * factor);
+    }
+    sum
+}
+
+/// Gram and Schmidt's procedure, one vector after the other.
+fn orthonormalize(basis: &mut [Vec<f64>]) {
+    for i in 0..basis.len() {
+        let (done, rest) = basis.split_at_mut(i);
+        let v = &mut rest[0];
+        for u in done.iter() {
+            let along: f64 = u.iter().zip(&*v).map(|(u, v)| u * v).sum();
+            v.iter_mut().zip(u).for_each(|(v, u)| *v -= along * u);
+        }
+        let norm = v.iter().map(|v| v * v).sum::<f64>().sqrt();
+        // A direction that A does not have adds nothing.
+        let scale = if norm > 1e-150 { 1.0 / norm } else { 0.0 };
+        v.iter_mut().for_each(|v| *v *= scale);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// H·diag(σ)·H of `n` columns under `rows`, H = 1 − 2uuᵀ/uᵀu: the singular values are known.
+    fn matrix(sigma: &[f64], rows: usize) -> Vec<f32> {
+        let n = sigma.len();
+        let reflect = |size: usize, i: usize, j: usize| {
+            let u = |i: usize| 1.0 + (i % 7) as f64;
+            let norm: f64 = (0..size).map(|i| u(i).powi(2)).sum();
+            f64::from(u8::from(i == j)) - 2.0 * u(i) * u(j) / norm
+        };
+        let value = |at: usize| {
+            let (i, j) = (at / n, at % n);
+            (0..n).map(|k| reflect(rows, i, k) * sigma[k] * reflect(n, k, j)).sum::<f64>() as f32
+        };
+        (0..rows * n).map(value).collect()
+    }
+
+    #[test]
+    fn known_spectra() {
+        let steep: Vec<f64> = (0..40).map(|i| 0.8f64.powi(i)).collect();
+        let gentle: Vec<f64> = (0..40).map(|i| 2.0 - i as f64 / 40.0).collect();
+        for sigma in [steep, gentle] {
+            let a = matrix(&sigma, 60);
+            for rank in [1, 4, 40] {
+                let energy = |s: &[f64]| s.iter().map(|s| s * s).sum::<f64>();
+                let expected = energy(&sigma[..rank]) / energy(&sigma);
+                let found = energy_of_largest(&a, 40, rank);
+                // 2 %: neighbours of a gentle spectrum part slowly. Never above, but for the matrix' own rounding to f32.
+                assert!(
+                    found < expected + 1e-6 && found > 0.98 * expected,
+                    "{rank}: {found} {expected}"
+                );
+            }
+        }
+        assert_eq!(energy_of_largest(&[0.0; 12], 4, 2), 0.0);
+    }
+}

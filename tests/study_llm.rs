@@ -1,0 +1,122 @@
+//! `inknib study llm` from outside, on the model that ships with the program: every claim, with few questions and short
+//! answers. Without an adapter the tests say so and pass.
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+fn inknib(args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_inknib"));
+    command.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = command.env_remove("RUST_LOG").env_remove("INKNIB_MODELS").output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+const FEW: [&str; 8] =
+    ["study", "llm", "-m", "models/demo-chat", "--questions", "2", "--max-tokens", "8"];
+
+#[test]
+fn every_claim_gets_a_number_and_a_verdict() {
+    if inknib(&["devices"]).0 != 0 {
+        println!("skipped: no GPU adapter");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("study");
+    let study = |more: &[&str]| {
+        let args: Vec<&str> =
+            FEW.iter().chain(&["-o", out.to_str().unwrap()]).chain(more).copied().collect();
+        inknib(&args)
+    };
+    let (code, answer, err) = study(&["--json"]);
+    assert_eq!(code, 0, "{err}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    let sections = answer["sections"].as_array().unwrap();
+    let ids: Vec<&str> = sections.iter().map(|s| s["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9", "M"]);
+    for section in sections {
+        let id = &section["id"];
+        assert!(section["finding"].as_str().unwrap().len() > 40, "{id}");
+        let numbers = section["numbers"].as_object().unwrap();
+        assert!(!numbers.is_empty() && numbers.values().all(Value::is_number), "{id}: {numbers:?}");
+    }
+    let of = |id: &str, name: &str| -> f64 {
+        let section = sections.iter().find(|s| s["id"] == id).unwrap();
+        section["numbers"][name].as_f64().unwrap_or_else(|| panic!("{id} {name}"))
+    };
+    // The same weights over the same memory: only the cut differs, which kernels may round otherwise.
+    assert!(of("L2", "kl_none_nats") < 1e-9);
+    assert!(of("L2", "kl_memory_int4_pass_fp16_nats") > of("L2", "kl_none_nats"));
+    // What holds of any weights: more bits are better, and eight are close to sixteen.
+    assert!(of("L5", "int2_kl_nats") > of("L5", "int3_kl_nats"));
+    assert!(of("L5", "int3_kl_nats") > of("L5", "int8_g64_kl_nats"));
+    assert!(of("M", "int8: kl_nats") < of("M", "int4: kl_nats"));
+    assert!((of("M", "Q4_0: bits") - 4.5).abs() < 0.05);
+    let weights = of("L7", "weights_millions");
+    assert!((weights - 4.951).abs() < 0.001, "{weights}");
+
+    // Nothing is left to do: no number, no time and no verdict changes.
+    let read = || std::fs::read(out.join("study.json")).unwrap();
+    let before = read();
+    let (code, words, _) = study(&[]);
+    assert!(code == 0 && words.contains("L9") && words.contains("index.html"), "{words}");
+    assert_eq!(read(), before);
+    let page = std::fs::read_to_string(out.join("index.html")).unwrap();
+    for id in ids {
+        assert!(page.contains(&format!("<h2 id=\"{id}\">")), "{id}");
+    }
+    assert!(!page.contains("http:") && !page.contains("https:"), "the page must need no network");
+    assert!(!page.contains("NaN"));
+    assert!(!out.join("study-llm.partial.safetensors").exists());
+
+    let (code, _, err) = study(&["--only", "L9", "--max-tokens", "9"]);
+    assert!(code == 2, "{err}");
+}
+
+#[test]
+fn a_text_is_scored_in_windows() {
+    if inknib(&["devices"]).0 != 0 {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (text, out) = (folder.path().join("text.txt"), folder.path().join("study"));
+    std::fs::write(&text, "A fox was walking in the forest and saw a red lamp. ".repeat(12))
+        .unwrap();
+    let [text, out] = [&text, &out].map(|path| path.to_str().unwrap());
+    let (code, answer, err) = inknib(&[
+        "study",
+        "llm",
+        "-f",
+        text,
+        "--windows",
+        "1",
+        "-o",
+        out,
+        "--only",
+        "runs",
+        "--json",
+    ]);
+    assert_eq!(code, 0, "{err}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["sections"].as_array().unwrap().len(), 3);
+    assert!(answer["setup"].to_string().contains("1 windows of text.txt"), "{}", answer["setup"]);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    for (args, word) in [
+        (&["llm", "--only", "U1"][..], "no experiment of that name; there are runs"),
+        (&["llm", "--steps", "20"], "--steps means nothing to a study of a language model"),
+        (&["unet", "--questions", "2"], "--questions means nothing to a study of a UNet"),
+        (&["llm", "--questions", "0"], "give 1 to 24"),
+        (&["llm", "--max-tokens", "1"], "2 at the least"),
+        (&["llm", "-f", "nowhere.txt"], "nowhere.txt"),
+        (&["llm", "-m", "models/demo-scenes"], "text-to-image"),
+    ] {
+        let all: Vec<&str> =
+            ["study"].iter().chain(args).chain(&["-o", "nowhere-study-llm"]).copied().collect();
+        let (code, _, err) = inknib(&all);
+        assert!(code != 0 && err.contains(word), "{args:?}: {err}");
+        assert!(!std::path::Path::new("nowhere-study-llm").exists());
+    }
+}
