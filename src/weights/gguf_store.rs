@@ -203,7 +203,7 @@ fn pack_plain(values: &[f32], layout: Layout, spec: &QuantSpec) -> Result<Packed
 }
 
 /// `[rows, columns]` to `[columns, rows]`.
-pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+pub(crate) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(values.len());
     for column in 0..columns {
         out.extend((0..rows).map(|row| values[row * columns + column]));

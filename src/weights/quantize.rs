@@ -271,6 +271,12 @@ fn power(numbers: &Numbers<'_>) -> f64 {
 const CONV1D: [&str; 4] =
     [".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight"];
 
+/// Which matrices the store keeps as `[K, N]`, by name.
+pub(crate) fn transposes(store: &WeightStore) -> impl Fn(&str) -> bool + use<> {
+    let gpt2 = is_gpt2(store);
+    move |name| gpt2 && CONV1D.iter().any(|end| name.ends_with(end))
+}
+
 /// Whether the configuration beside the weights is that of a GPT-2.
 fn is_gpt2(store: &WeightStore) -> bool {
     let path = store.path();

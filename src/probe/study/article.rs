@@ -117,7 +117,7 @@ fn method(page: &mut Page, study: &Study) {
         of("time of all experiments", duration(seconds)),
     ]);
     page.table(&["", ""], rows);
-    page.paragraph(match setup.net == "unet" {
+    page.paragraph(match study.setup.net == "unet" {
         true => {
             "Baseline and variant share prompts, seeds, sampler and kernels; only the weights differ. Formats that no kernel \
              reads (per tensor, per channel, 2 to 8 bits, outlier columns) are imitated: weights are rounded as the format \

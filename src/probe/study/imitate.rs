@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::quant::{Layout, QuantSpec, Recipe, Statistics, conv_to_rows, rows_to_conv};
 use crate::tensor::Tensor;
-use crate::weights::{WeightStore, layout_of};
+use crate::weights::{WeightStore, layout_of, transpose, transposes};
 use crate::{Error, Result};
 
 /// What shares a scale.
@@ -166,10 +166,13 @@ pub fn imitated(
     change: &Change<'_>,
 ) -> Result<(WeightStore, f64)> {
     let (mut tensors, mut bits, mut count) = (Vec::new(), 0u64, 0u64);
+    let turned = transposes(store);
     for name in store.names() {
         let (shape, values) = (store.shape(name)?.to_vec(), store.values(name)?);
         let packs = matches!(recipe.spec_for(name), QuantSpec::Q4 { .. } | QuantSpec::Q8 { .. });
-        let layout = layout_of(&shape).filter(|layout| packs && layout.rows > 1);
+        let (turn, whole) = (turned(name) && shape.len() == 2, layout_of(&shape));
+        let layout = whole.filter(|layout| packs && layout.rows > 1);
+        let layout = layout.map(|l| if turn { Layout::linear(l.channels, l.rows) } else { l });
         count += values.len() as u64;
         let values = match (layout, change) {
             (_, Change::Bf16) => {
@@ -182,10 +185,15 @@ pub fn imitated(
                 let known = known.filter(|known| known.len() == layout.row_len());
                 let rows = match shape[..] {
                     [n, c, h, w] => conv_to_rows(&values, [n, c, h, w]).0,
+                    [k, n] if turn => transpose(&values, k, n),
                     _ => values,
                 };
                 let rounded = format.round(&rows, layout, known.as_deref());
-                if shape.len() == 4 { rows_to_conv(&rounded, layout) } else { rounded }
+                match shape.len() {
+                    4 => rows_to_conv(&rounded, layout),
+                    _ if turn => transpose(&rounded, layout.rows, layout.channels),
+                    _ => rounded,
+                }
             }
             (None, _) => {
                 bits += 16 * values.len() as u64;

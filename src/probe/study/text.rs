@@ -19,7 +19,7 @@ use crate::probe::compare_text::{
 use crate::probe::compare_tokens::{TokenError, Totals};
 use crate::probe::scorer::Scorer;
 use crate::quant::{AUTO, Recipe, Statistics};
-use crate::weights::WeightStore;
+use crate::weights::{WeightStore, transpose, transposes};
 use crate::{Error, Result};
 
 /// What is asked when nobody gives a text: of the kinds that the demo model was trained on, but none of these very words.
@@ -238,6 +238,15 @@ pub(super) fn judge_tokens(
 ) -> Vec<TokenError> {
     let rows = ours.chunks(vocab).zip(base.chunks(vocab)).zip(targets).enumerate();
     rows.map(|(i, ((a, b), target))| TokenError::of(i, a, b, *target as usize)).collect()
+}
+
+/// A matrix as its layer multiplies with it, rows and columns; `None` for other tensors.
+pub(super) fn matrix(store: &WeightStore, name: &str) -> Result<Option<(Vec<f32>, [usize; 2])>> {
+    Ok(match *store.shape(name)? {
+        [k, n] if transposes(store)(name) => Some((transpose(&store.values(name)?, k, n), [n, k])),
+        [n, k] => Some((store.values(name)?, [n, k])),
+        _ => None,
+    })
 }
 
 /// 16-bit weights.

@@ -2,7 +2,7 @@
 //! different ranges.
 
 use super::imitate::{Change, Imitation, Span};
-use super::text::{Judged, TextLab, named};
+use super::text::{Judged, TextLab, matrix, named};
 use super::unet::Weights;
 use super::unet_formats::imitations;
 use super::{Outcome, Section};
@@ -192,8 +192,7 @@ fn example(span: Span, by_row: bool) -> [f64; 2] {
 fn row_ranges(store: &WeightStore) -> Result<[f64; 2]> {
     let mut ratios = Vec::new();
     for name in store.names() {
-        let &[_, columns] = store.shape(name)? else { continue };
-        let values = store.values(name)?;
+        let Some((values, [_, columns])) = matrix(store, name)? else { continue };
         let reach = |row: &[f32]| row.iter().fold(0f32, |m, v| m.max(v.abs()));
         let ranges = values.chunks_exact(columns.max(1)).map(reach).filter(|r| *r > 0.0);
         let (low, high) = ranges.fold((f32::INFINITY, 0f32), |(a, b), r| (a.min(r), b.max(r)));

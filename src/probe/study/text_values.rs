@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::text::{TextLab, fp16};
+use super::text::{TextLab, fp16, matrix};
 use super::{Outcome, Section};
 use crate::Result;
 use crate::diffusion::rng::{Rng, RngKind};
@@ -219,8 +219,7 @@ fn spectra(lab: &TextLab, on_stage: &mut OnStage<'_>) -> Result<Vec<Spectrum>> {
     for (i, name) in names.iter().enumerate().step_by(every) {
         interrupted()?;
         on_stage("spectra of weights", i, names.len());
-        let &[rows, columns] = store.shape(name)? else { continue };
-        let values = store.values(name)?;
+        let Some((values, [rows, columns])) = matrix(&store, name)? else { continue };
         let rank = rows.min(columns).div_ceil(10);
         let packed = Packed::pack(&values, Layout::linear(rows, columns), &QuantSpec::INT4, None)?;
         let error: Vec<f32> = values.iter().zip(packed.decode()).map(|(w, q)| q - w).collect();
