@@ -141,8 +141,8 @@ impl Imitation {
         let error = |code| w.iter().map(|&w| f64::from(value(w, code) - w).powi(2)).sum::<f64>();
         let tries = if self.search { 41 } else { 1 };
         let codes = (0..tries).map(|i| code(1.0 - 0.015 * i as f32));
-        let best = codes.min_by(|a, b| error(*a).total_cmp(&error(*b)));
-        if let Some(best) = best {
+        let best = codes.map(|code| (error(code), code)).min_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((_, best)) = best {
             w.iter_mut().for_each(|w| *w = value(*w, best));
         }
     }

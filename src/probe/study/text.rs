@@ -17,6 +17,7 @@ use crate::probe::compare_text::{
     Passage, TextBaseline, TextError, TextOptions, TextReport, score,
 };
 use crate::probe::compare_tokens::{TokenError, Totals};
+use crate::probe::plot::number;
 use crate::probe::scorer::Scorer;
 use crate::quant::{AUTO, Recipe, Statistics};
 use crate::weights::{WeightStore, transpose, transposes};
@@ -247,6 +248,11 @@ pub(super) fn matrix(store: &WeightStore, name: &str) -> Result<Option<(Vec<f32>
         [n, k] => Some((store.values(name)?, [n, k])),
         _ => None,
     })
+}
+
+/// A divergence in thousandths of a nat, as tables and findings have it.
+pub(super) fn milli(kl: f64) -> String {
+    number(1e3 * kl)
 }
 
 /// 16-bit weights.

@@ -2,7 +2,7 @@
 //! different ranges.
 
 use super::imitate::{Change, Imitation, Span};
-use super::text::{Judged, TextLab, matrix, named};
+use super::text::{Judged, TextLab, matrix, milli, named};
 use super::unet::Weights;
 use super::unet_formats::imitations;
 use super::{Outcome, Section};
@@ -46,11 +46,6 @@ const OWN: &str = "inknib's";
 
 fn kl(found: &[Format], name: &str) -> f64 {
     found.iter().find(|f| f.name == name).map_or(f64::NAN, |f| f.judged.kl())
-}
-
-/// A divergence in thousandths of a nat.
-fn milli(kl: f64) -> String {
-    number(1e3 * kl)
 }
 
 fn pareto(found: &[Format]) -> String {
@@ -149,6 +144,10 @@ fn scales(found: &[Format]) -> Section {
         milli(of("int8 per channel")),
         milli(of("int8-g64")),
     ))
+    .paragraph(
+        "Neighbours in the table are often closer to each other than their standard errors (±). All formats met the same tokens, \
+         so that their differences are known better than that, but not every step of the order is certain.",
+    )
     .figure("Formats by bits", pareto(found), "Lower and further left is better; point at a dot for its name.")
     .figure("What each bit buys", by_bits(found), "Each bit halves the step, which is a quarter of the error's energy.")
     .table(

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::text::{Calibrated, Judged, TextLab};
+use super::text::{Calibrated, Judged, TextLab, milli};
 use super::unet::Weights;
 use super::unet_methods::Q4_0;
 use super::{Outcome, Section};
@@ -62,7 +62,8 @@ fn plans(store: &WeightStore, statistics: &Statistics) -> Result<Vec<(String, Ho
         ("int4, groups of 32".into(), recipe("int4-g32-cubic")?),
         ("int4-quality".into(), recipe("int4-quality")?),
     ];
-    all.extend(budget(None)?.map(|r| (budget_name(false), How::Recipe(r))));
+    let plain = budget(None)?;
+    all.extend(plain.clone().map(|r| (budget_name(false), How::Recipe(r))));
     let calibrated = |method| How::Calibrated(int4.clone(), method);
     all.extend([
         ("int4, imatrix".into(), calibrated(Method::Imatrix)),
@@ -71,6 +72,8 @@ fn plans(store: &WeightStore, statistics: &Statistics) -> Result<Vec<(String, Ho
     ]);
     let known = budget(Some(statistics))?;
     all.extend(known.map(|r| (budget_name(true), How::Calibrated(r, Method::Gptq))));
+    let codes_alone = format!("--bits {BITS}, GPTQ for the codes alone");
+    all.extend(plain.map(|r| (codes_alone, How::Calibrated(r, Method::Gptq))));
     all.push(("int8".into(), recipe("int8")?));
     Ok(all)
 }
@@ -116,10 +119,6 @@ fn packed(
 
 fn find<'a>(found: &'a [Made], name: &str) -> Option<&'a Made> {
     found.iter().find(|m| m.name == name)
-}
-
-fn milli(kl: f64) -> String {
-    number(1e3 * kl)
 }
 
 fn training(found: &[Made], seconds: f64, tokens: f64) -> Section {
@@ -176,6 +175,8 @@ fn table(found: &[Made]) -> Section {
     };
     let within = found.iter().filter(|m| m.judged.bits <= MOST && m.name != BASELINE);
     let best = within.min_by(|a, b| a.judged.kl().total_cmp(&b.judged.kl()));
+    let words = "With --bits, formats are given out so that the sum of the noise they are expected to make is least: by the weights' own \
+                 errors, or with calibration by those of the layers' outputs. Codes alone: formats as without calibration, codes by GPTQ.";
     let (outcome, finding) = match (base, best) {
         (Some(base), Some(best)) => (Outcome::of(reached(best, base)), against(best, base)),
         _ => (Outcome::NotTested, format!("No method came to {MOST} bits.")),
@@ -208,6 +209,7 @@ fn table(found: &[Made]) -> Section {
     )
     .found(outcome, finding)
     .figure(title, plot.svg(title), "Lower and further left is better; point at a dot for its name.")
+    .paragraph(words)
     .table(
         &["method", "bits per weight", "mean KLD, 10⁻³ nats", "±", "same top, %", "perplexity ratio", "seconds for the codes"],
         found.iter().map(|m| {

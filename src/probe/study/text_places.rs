@@ -1,6 +1,6 @@
 //! The claim about attention: kinds of layers quantized alone, and what becomes of attention probabilities.
 
-use super::text::{Judged, TextLab};
+use super::text::{Judged, TextLab, milli};
 use super::unet::Weights;
 use super::{Outcome, Section};
 use crate::Result;
@@ -141,10 +141,15 @@ fn attention(kinds: &[Alone], report: &TextReport) -> Section {
     .number("all_in_int4_nats", report.llm.kl_mean)
     .paragraph(format!(
         "The probabilities are spread as if over {} equal tokens (entropy {} nats). Softmax cancels only what all scores of a query \
-         share; errors of queries and keys differ from token to token. What makes them cheap, where they are, is the averaging of \
-         values that comes after.",
+         share; errors of queries and keys differ from token to token, and where two scores are close another token comes first.",
         number(entropy.exp()),
         number(entropy),
+    ))
+    .paragraph(format!(
+        "The kinds alone add up to {} (10⁻³ nats), embeddings in four bits included, which the recipe int4 keeps in eight; with it \
+         the whole net has {}.",
+        milli(sum),
+        milli(report.llm.kl_mean),
     ))
     .figure(title, svg, "Teacher-forced; per million weights, so that large and small kinds compare.")
     .table(
@@ -153,7 +158,7 @@ fn attention(kinds: &[Alone], report: &TextReport) -> Section {
             vec![
                 a.name.to_string(),
                 number(a.weights as f64 / 1e6),
-                number(1e3 * a.judged.kl()),
+                milli(a.judged.kl()),
                 number(100.0 * a.judged.error.same_top),
                 number(100.0 * a.judged.kl() / sum),
                 number(1e3 * a.each_million()),

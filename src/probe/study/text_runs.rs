@@ -1,7 +1,7 @@
 //! Claims that int4 against fp16 on the same tokens decides: how often another word wins, and how errors travel from
 //! token to token.
 
-use super::text::{TextLab, fp16, judge_tokens, named};
+use super::text::{TextLab, fp16, judge_tokens, milli, named};
 use super::{Outcome, Section};
 use crate::Result;
 use crate::gpu::interrupted;
@@ -85,15 +85,22 @@ fn argmax(report: &TextReport, answers: bool) -> Section {
     )
     .found(
         outcome,
-        format!(
-            "{} % of the likeliest words stay; the others are {flips} of {} tokens, {} % of them close calls (p₁ − p₂ under 0.1). \
-             Yet {} % of the {pieces} go another way somewhere. Mean KLD {} nats.",
-            percent(llm.same_top),
-            llm.tokens,
-            percent(among_close),
-            percent(diverged),
-            number(llm.kl_mean),
-        ),
+        match flips {
+            0 => format!(
+                "All of the {} likeliest words stay, and so do all {pieces}. Mean KLD {} (10⁻³ nats).",
+                llm.tokens,
+                milli(llm.kl_mean),
+            ),
+            _ => format!(
+                "{} % of the likeliest words stay. Another wins at {flips} of {} tokens, and {} % of these were close calls \
+                 (p₁ − p₂ under 0.1). Yet {} % of the {pieces} go another way somewhere. Mean KLD {} (10⁻³ nats).",
+                percent(llm.same_top),
+                llm.tokens,
+                percent(among_close),
+                percent(diverged),
+                milli(llm.kl_mean),
+            ),
+        },
     )
     .number("bits_per_weight", report.bits_per_weight)
     .number("tokens", llm.tokens as f64)
@@ -111,10 +118,11 @@ fn argmax(report: &TextReport, answers: bool) -> Section {
     .paragraph(format!(
         "The claim sees one word; a text is many. If one word in a hundred changes, an answer of fifty words has two chances in \
          five to change, and what follows a changed word answers another beginning. Where the model is sure (p₁ − p₂ of 0.2 \
-         and more), {} of {} tokens change. The floor, fp32 weights against fp16 weights, is a KLD of {}.",
+         and more), {} of {} tokens change. The floor, fp32 weights against fp16 weights, is a KLD of {} (10⁻³ nats){}.",
         clear.1,
         clear.0,
-        number(floor),
+        milli(floor),
+        if floor == 0.0 { ": these weights come in 16 bits" } else { "" },
     ))
     .figure(title, plot.svg(title), "Teacher-forced: both models read the same tokens.")
     .table(
@@ -122,7 +130,7 @@ fn argmax(report: &TextReport, answers: bool) -> Section {
         names.zip(&report.by_margin).map(|(n, m)| vec![n, m.tokens.to_string(), m.flips.to_string()]),
     )
     .table(
-        &["begins", "tokens", "mean KLD, nats", "same top, %", "first difference", "fp16 there", "int4 there"],
+        &["begins", "tokens", "mean KLD, 10⁻³ nats", "same top, %", "first difference", "fp16 there", "int4 there"],
         report.passages.iter().map(row),
     )
 }
@@ -139,7 +147,7 @@ fn row(p: &Scored) -> Vec<String> {
     vec![
         short,
         p.tokens.to_string(),
-        number(p.kl_mean),
+        milli(p.kl_mean),
         percent(p.same_top),
         p.first_divergence.map_or("–".into(), |at| format!("token {}", at + 1)),
         quoted(theirs),
@@ -270,14 +278,24 @@ fn propagation(report: &TextReport, swap: &Swap, answers: bool) -> Section {
     .found(
         outcome,
         format!(
-            "fp16 weights over the memory of int4 weights are off by a KLD of {} nats, {} % of what int4 weights are over their \
-             own ({}): errors live on in the memory. With greedy decoding a first difference comes in {} % of the {pieces}, half of \
-             these within {} tokens, and every word after it answers another text.",
-            number(swap.memory),
+            "fp16 weights over the memory of int4 weights are off by a KLD of {} (10⁻³ nats), {} % of what int4 weights are over their \
+             own ({}): {}. {}",
+            milli(swap.memory),
             percent(share),
-            number(swap.both),
-            percent(parted(&report.passages)),
-            number(median),
+            milli(swap.both),
+            match outcome {
+                Outcome::Holds => "next to nothing comes from the past",
+                _ => "errors live on in the memory",
+            },
+            match places.is_empty() {
+                true => format!("With greedy decoding none of the {pieces} goes another way."),
+                false => format!(
+                    "With greedy decoding {} % of the {pieces} go another way, half of these within {} tokens, and every word after \
+                     that continues another text.",
+                    percent(parted(&report.passages)),
+                    number(median),
+                ),
+            },
         ),
     )
     .number("kl_memory_int4_pass_fp16_nats", swap.memory)
@@ -289,18 +307,22 @@ fn propagation(report: &TextReport, swap: &Swap, answers: bool) -> Section {
     .number("tokens_of_second_halves", swap.tokens as f64)
     .number("still_equal_at_the_end", alive.last().copied().unwrap_or(1.0))
     .table(
-        &["first half read by", "second half scored by", "mean KLD of the second half, nats"],
+        &["first half read by", "second half scored by", "mean KLD of the second half, 10⁻³ nats"],
         [
-            ["fp16", "fp16", &number(swap.none)],
-            ["fp16", "int4", &number(swap.pass)],
-            ["int4", "fp16", &number(swap.memory)],
-            ["int4", "int4", &number(swap.both)],
+            ["fp16", "fp16", &milli(swap.none)],
+            ["fp16", "int4", &milli(swap.pass)],
+            ["int4", "fp16", &milli(swap.memory)],
+            ["int4", "int4", &milli(swap.both)],
         ]
         .map(|row| row.map(String::from).to_vec()),
     )
     .paragraph(format!(
-        "It does not grow without bound either: teacher-forced, int4's KLD in the second halves is {} times that in the first. The \
-         memory holds errors, but each word is computed from the weights anew and reads the right words.",
+        "The two sources, memory and pass, add up to {} (10⁻³ nats) where both together are {}. The error does not run away: teacher-forced, \
+         int4's KLD in the second halves is {} times that in the first. The memory hands errors on, but every word is computed from \
+         the weights anew and reads the right words before it. What int4 writes by itself is no longer the same text after the \
+         first word that differs; that it is a worse one does not follow.",
+        milli(swap.memory + swap.pass),
+        milli(swap.both),
         number(swap.both / swap.first),
     ))
     .figure(title, plot.svg(title), words)
@@ -320,9 +342,9 @@ fn larger(report: &TextReport, weights: usize) -> Section {
     .found(
         Outcome::NotTested,
         format!(
-            "One model of {} million weights was measured (mean KLD {} at {} bits), and one point makes no line.",
+            "One model of {} million weights was measured (mean KLD {}·10⁻³ nats at {} bits), and one point makes no line.",
             number(millions),
-            number(report.llm.kl_mean),
+            milli(report.llm.kl_mean),
             number(report.bits_per_weight),
         ),
     )
