@@ -44,7 +44,7 @@ fn every_claim_gets_a_number_and_a_verdict() {
     let answer: Value = serde_json::from_str(&answer).unwrap();
     let sections = answer["sections"].as_array().unwrap();
     let ids: Vec<&str> = sections.iter().map(|s| s["id"].as_str().unwrap()).collect();
-    let expected: Vec<String> = (1..=17).map(|i| format!("U{i}")).chain(["M".into()]).collect();
+    let expected: Vec<String> = (1..=18).map(|i| format!("U{i}")).chain(["M".into()]).collect();
     assert_eq!(ids, expected);
     for section in sections {
         let id = &section["id"];
@@ -67,7 +67,7 @@ fn every_claim_gets_a_number_and_a_verdict() {
 
     // Nothing is left to do, so only the words come; and other conditions are another study.
     let (code, words, _) = study(&[]);
-    assert!(code == 0 && words.contains("U17") && words.contains("index.html"), "{words}");
+    assert!(code == 0 && words.contains("U18") && words.contains("index.html"), "{words}");
     let before = std::fs::read(out.join("study.json")).unwrap();
     let (code, _, err) = study(&["--seed", "9"]);
     assert!(code == 2 && err.contains("seed of the first pair: 7, now 9"), "{err}");

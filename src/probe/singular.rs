@@ -7,25 +7,45 @@ use crate::diffusion::rng::{Rng, RngKind};
 /// Rounds of iteration; more changed the share of flat spectra by less than 1 %.
 const ROUNDS: usize = 10;
 
-/// Share of ‖A‖² in the `rank` largest singular values of A `[rows, columns]`: randomized subspace iteration (Halko,
-/// Martinsson and Tropp 2011), which approaches the share from below. 0 of a matrix of zeros.
+/// Share of ‖A‖² in the `rank` largest singular values of A `[rows, columns]`, approached from below. 0 of a matrix of
+/// zeros.
 pub fn energy_of_largest(a: &[f32], columns: usize, rank: usize) -> f64 {
     let total: f64 = a.iter().map(|v| f64::from(*v).powi(2)).sum();
     if total == 0.0 || columns == 0 {
         return 0.0;
     }
-    let rank = rank.min(columns).min(a.len() / columns);
+    let vectors = right_vectors(a, columns, rank);
+    let images = vectors.par_iter().map(|v| times(a, v)).collect::<Vec<_>>();
+    images.iter().flatten().map(|v| v * v).sum::<f64>() / total
+}
+
+/// A `[rows, columns]` with no more than its `rank` largest singular values: AVVᵀ.
+pub fn low_rank(a: &[f32], columns: usize, rank: usize) -> Vec<f32> {
+    let vectors = right_vectors(a, columns, rank);
+    let images: Vec<Vec<f64>> = vectors.par_iter().map(|v| times(a, v)).collect();
+    let mut out = vec![0.0; a.len()];
+    out.par_chunks_exact_mut(columns.max(1)).enumerate().for_each(|(i, row)| {
+        for (image, v) in images.iter().zip(&vectors) {
+            row.iter_mut().zip(v).for_each(|(out, v)| *out += (image[i] * v) as f32);
+        }
+    });
+    out
+}
+
+/// Orthonormal vectors that span about what the `rank` largest singular values belong to, by randomized subspace
+/// iteration (Halko, Martinsson and Tropp 2011).
+fn right_vectors(a: &[f32], columns: usize, rank: usize) -> Vec<Vec<f64>> {
+    let rank = rank.min(columns).min(a.len() / columns.max(1));
     let mut random = Rng::new(RngKind::Cpu, 1);
     let start = |_| random.randn(columns).into_iter().map(f64::from).collect();
     let mut basis: Vec<Vec<f64>> = (0..rank).map(start).collect();
-    let mut held = 0.0;
-    for _ in 0..ROUNDS {
+    for _ in 1..ROUNDS {
         orthonormalize(&mut basis);
         let images: Vec<Vec<f64>> = basis.par_iter().map(|v| times(a, v)).collect();
-        held = images.iter().flatten().map(|v| v * v).sum();
         basis = images.par_iter().map(|image| transposed_times(a, columns, image)).collect();
     }
-    held / total
+    orthonormalize(&mut basis);
+    basis
 }
 
 /// A·v
@@ -96,5 +116,17 @@ mod tests {
             }
         }
         assert_eq!(energy_of_largest(&[0.0; 12], 4, 2), 0.0);
+    }
+
+    #[test]
+    fn what_a_low_rank_leaves() {
+        let sigma: Vec<f64> = (0..20).map(|i| 0.5f64.powi(i)).collect();
+        let a = matrix(&sigma, 30);
+        let near = low_rank(&a, 20, 3);
+        let left: f64 = a.iter().zip(&near).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let expected: f64 = sigma[3..].iter().map(|s| s * s).sum();
+        // 1 %: values that halve part quickly.
+        assert!((left / expected - 1.0).abs() < 0.01, "{left} {expected}");
+        assert!(low_rank(&a, 20, 20).iter().zip(&a).all(|(x, y)| (x - y).abs() < 1e-5));
     }
 }

@@ -3,7 +3,8 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::quant::{Layout, QuantSpec, Recipe, Statistics, conv_to_rows, rows_to_conv};
+use crate::probe::singular::low_rank;
+use crate::quant::{Layout, Packed, QuantSpec, Recipe, Statistics, conv_to_rows, rows_to_conv};
 use crate::tensor::Tensor;
 use crate::weights::{WeightStore, layout_of, transpose, transposes};
 use crate::{Error, Result};
@@ -153,6 +154,34 @@ pub enum Change<'a> {
     Imitation(&'a Imitation, Option<&'a Statistics>),
     /// 8 bits of mantissa.
     Bf16,
+    /// Packed, and of what that loses the largest singular values beside it, so many, in 16 bits.
+    LowRank(QuantSpec, usize),
+}
+
+impl Change<'_> {
+    /// Rows `[rows, taps·channels]` of the weight `name` after the change, and the bits they take.
+    fn round(&self, name: &str, rows: &[f32], layout: Layout) -> Result<(Vec<f32>, u64)> {
+        match self {
+            Change::Bf16 => {
+                let values = rows.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
+                Ok((values, 16 * rows.len() as u64))
+            }
+            Change::Imitation(format, statistics) => {
+                let known = statistics.and_then(|s| s.layers.get(name)).map(|l| l.importance());
+                let known = known.filter(|known| known.len() == layout.row_len());
+                Ok((format.round(rows, layout, known.as_deref()), format.count(&layout)))
+            }
+            Change::LowRank(spec, rank) => {
+                let packed = Packed::pack(rows, layout, spec, None)?;
+                let decoded = packed.decode();
+                let lost: Vec<f32> = rows.iter().zip(&decoded).map(|(w, q)| w - q).collect();
+                let branch = low_rank(&lost, layout.row_len(), *rank);
+                let values = decoded.iter().zip(&branch).map(|(q, b)| q + b).collect();
+                let factors = rank.min(&layout.rows) * (layout.rows + layout.row_len());
+                Ok((values, (8 * packed.bytes() + 16 * factors) as u64))
+            }
+        }
+    }
 }
 
 /// The store with every weight that `recipe` packs changed, all in 32 bits, and the bits per weight that the whole net
@@ -174,30 +203,27 @@ pub fn imitated(
         let layout = whole.filter(|layout| packs && layout.rows > 1);
         let layout = layout.map(|l| if turn { Layout::linear(l.channels, l.rows) } else { l });
         count += values.len() as u64;
-        let values = match (layout, change) {
-            (_, Change::Bf16) => {
-                bits += 16 * values.len() as u64;
-                values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect()
-            }
-            (Some(layout), Change::Imitation(format, statistics)) => {
-                bits += format.count(&layout);
-                let known = statistics.and_then(|s| s.layers.get(name)).map(|l| l.importance());
-                let known = known.filter(|known| known.len() == layout.row_len());
+        let values = match layout {
+            Some(layout) => {
                 let rows = match shape[..] {
                     [n, c, h, w] => conv_to_rows(&values, [n, c, h, w]).0,
                     [k, n] if turn => transpose(&values, k, n),
                     _ => values,
                 };
-                let rounded = format.round(&rows, layout, known.as_deref());
+                let (rounded, spent) = change.round(name, &rows, layout)?;
+                bits += spent;
                 match shape.len() {
                     4 => rows_to_conv(&rounded, layout),
                     _ if turn => transpose(&rounded, layout.rows, layout.channels),
                     _ => rounded,
                 }
             }
-            (None, _) => {
+            None => {
                 bits += 16 * values.len() as u64;
-                values
+                match change {
+                    Change::Bf16 => values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect(),
+                    _ => values,
+                }
             }
         };
         tensors.push((name.to_string(), Tensor::f32(&shape, values)));

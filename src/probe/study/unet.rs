@@ -64,6 +64,7 @@ pub fn unet_experiments() -> Vec<Experiment<UnetLab>> {
         Experiment { name: "guidance", claims: &["U13"], run: unet_noise::guidance },
         Experiment { name: "correction", claims: &["U16"], run: unet_remedies::correction },
         Experiment { name: "some steps", claims: &["U17"], run: unet_remedies::some_steps },
+        Experiment { name: "low rank", claims: &["U18"], run: unet_remedies::branch },
         Experiment { name: "methods", claims: &["M"], run: unet_methods::methods },
     ]
 }

@@ -1,8 +1,9 @@
-//! Remedies that work beside the codes: a sampler that knows the error, and more bits at some steps.
+//! Remedies that work beside the codes: a sampler that knows the error, more bits at some steps, a branch of low rank.
 
 use std::ops::Range;
 
-use super::unet::{UnetLab, Weights, painted};
+use super::imitate::Change;
+use super::unet::{Judged, UnetLab, Weights, painted};
 use super::{Outcome, Section};
 use crate::Result;
 use crate::diffusion::text_to_image::{Request, RunState};
@@ -12,6 +13,7 @@ use crate::probe::compare_runs::Trajectory;
 use crate::probe::compare_steps::guide;
 use crate::probe::plot::{Axis, Plot, number};
 use crate::quant::metrics::{psnr, regression, rel_l2};
+use crate::quant::{QuantSpec, Recipe};
 
 /// Guided answers of one step: what is right and what was given, of each run.
 type Answers = Vec<[Vec<f32>; 2]>;
@@ -240,6 +242,64 @@ fn planes(found: &[(String, [f64; 2])], fifth: usize) -> Section {
         found.iter().map(|(name, [e, db])| {
             vec![name.clone(), format!("{} %", number(100.0 * e)), number(*db)]
         }),
+    )
+}
+
+/// U18: a branch of low rank beside each packed weight.
+pub(super) fn branch(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Vec<Section>> {
+    let int4 = Recipe::builtin("int4", "unet")?;
+    let mut found = Vec::new();
+    for name in ["int4", "int4-g32-cubic", "int8"] {
+        found.push((name.to_string(), lab.judge(name, &Weights::named(name)?, on_stage)?));
+    }
+    for rank in [4, 16] {
+        let name = format!("int4 and a branch of rank {rank}");
+        let change = Change::LowRank(QuantSpec::INT4, rank);
+        let judged = lab.judge(&name, &Weights::Change(int4.clone(), change), on_stage)?;
+        found.push((name, judged));
+    }
+    Ok(vec![beside(&found)])
+}
+
+fn beside(found: &[(String, Judged)]) -> Section {
+    let of = |name: &str| found.iter().find(|(n, _)| n == name).map(|(_, judged)| judged);
+    let value = |name: &str, f: fn(&Judged) -> f64| of(name).map_or(f64::NAN, f);
+    let (plain, bits) = (value("int4", Judged::db), value("int4", |j| j.bits));
+    // Decibels for each bit per weight that is spent on top of int4.
+    let price = |name: &str| (value(name, Judged::db) - plain) / (value(name, |j| j.bits) - bits);
+    let (groups, eight) = (price("int4-g32-cubic"), price("int8"));
+    let (small, large) =
+        (price("int4 and a branch of rank 4"), price("int4 and a branch of rank 16"));
+    Section::new(
+        "U18",
+        "A branch of low rank",
+        "What four bits lose is largely of low rank: a thin branch in 16 bits beside each layer brings it back (SVDQuant's idea).",
+        "int4 weights, and beside each the largest 4 or 16 singular values of what it lost, in 16 bits; other ways to spend bits for \
+         comparison.",
+    )
+    .found(
+        Outcome::of(small.max(large) > groups.max(eight)),
+        format!(
+            "A bit per weight spent on branches buys {} dB (rank 4) and {} dB (rank 16), spent on groups of 32 it buys {} dB, on eight \
+             bits {} dB.",
+            number(small),
+            number(large),
+            number(groups),
+            number(eight),
+        ),
+    )
+    .number("db_per_bit_rank_4", small)
+    .number("db_per_bit_rank_16", large)
+    .number("db_per_bit_g32", groups)
+    .number("db_per_bit_int8", eight)
+    .paragraph(
+        "Rounding errors of weights are as good as random: a branch of rank r brings back about the share r of all their \
+         directions, and two factors of 16 bits are a high price for it. Published gains of such branches are in formats whose \
+         activations have four bits as well, where a branch takes up outliers.",
+    )
+    .table(
+        &["weights", "bits per weight", "SQNR of ε, dB"],
+        found.iter().map(|(name, j)| vec![name.clone(), number(j.bits), number(j.db())]),
     )
 }
 

@@ -80,13 +80,16 @@ fn feeds_back(report: &ImageReport) -> Result<Section> {
     .number("psnr_standard_error_db", psnr.standard_error)
     .number("ssim", report.estimates.ssim.mean)
     .paragraph(format!(
-        "The latents end {} % away from those of fp16, and the pictures at {} ± {} dB PSNR of each other; the floor, fp32 \
-         weights against fp16 weights, is at {} dB. The question that matters is whether these errors only add up or \
-         make each other grow (U2).",
+        "The latents end {} % away from those of fp16, and the pictures at {} ± {} dB PSNR of each other; {}. The question that \
+         matters is whether these errors only add up or make each other grow (U2).",
         number(100.0 * last),
         number(psnr.mean),
         number(psnr.standard_error),
-        report.image.floor_psnr_db.map_or("–".into(), number),
+        match report.image.floor_psnr_db {
+            Some(floor) if floor.is_finite() =>
+                format!("the floor, fp32 weights against fp16 weights, is at {} dB", number(floor)),
+            _ => "fp32 weights paint the very pictures of fp16 weights".into(),
+        },
     ))
     .figure(title, plot.svg(title), "Means over the pairs. Dashed: fp16 against fp32 weights in the first pair.");
     pictures(section, report)
