@@ -23,26 +23,27 @@ fn weight_scale(row: u32, tap: u32, c8: u32) -> f32 {
     return select(pair.x, pair.y, (g & 1u) == 1u);
 }
 
-fn weight_level(q: vec4f) -> vec4f {
+// s · q · (1 + cubic · q²), where held is s and s · cubic: two operations more than s · q.
+fn weight_level(q: vec4f, held: vec2f) -> vec4f {
     if (CUBIC) {
-        return q + info.cubic * q * q * q;
+        return q * fma(vec4f(held.y), q * q, vec4f(held.x));
     }
-    return q;
+    return held.x * q;
 }
 
 // Blocks of eight that share what `weight_held` reads.
 const HELD = GROUP / 8u;
 
 fn weight_held(row: u32, tap: u32, c8: u32) -> vec2f {
-    return vec2f(weight_scale(row, tap, c8), 0.0);
+    let s = weight_scale(row, tap, c8);
+    return vec2f(s, s * info.cubic);
 }
 
 fn weight8_of(row: u32, tap: u32, c8: u32, held: vec2f) -> Eight {
     let word = w_words[row * info.row_blocks + tap * info.tap_blocks + c8];
-    let s = held.x;
     let lo = vec4f((vec4u(word) >> vec4u(0u, 4u, 8u, 12u)) & vec4u(15u)) - 8.0;
     let hi = vec4f((vec4u(word) >> vec4u(16u, 20u, 24u, 28u)) & vec4u(15u)) - 8.0;
-    return Eight(s * weight_level(lo), s * weight_level(hi));
+    return Eight(weight_level(lo, held), weight_level(hi, held));
 }
 
 fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
