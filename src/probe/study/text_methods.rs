@@ -137,7 +137,7 @@ fn training(found: &[Made], seconds: f64, tokens: f64) -> Section {
     .found(
         Outcome::DoesNotHold,
         format!(
-            "No gradient was computed: the model read {} tokens once ({} s), then GPTQ took {} s for the codes and AWQ {} s. Mean \
+            "No gradient was computed: the model went over {} tokens once ({} s), then GPTQ took {} s for the codes and AWQ {} s. Mean \
              KLD, 10⁻³ nats: {} without calibration, {} with AWQ, {} with GPTQ.",
             number(tokens),
             number(seconds),
@@ -186,7 +186,9 @@ fn table(found: &[Made]) -> Section {
         Axis::log("mean KLD, nats"),
     );
     for (kind, calibrated) in [("without calibration", false), ("with calibration", true)] {
-        let points = found.iter().filter(|m| m.codes.is_some() == calibrated).map(|m| {
+        let points =
+            found.iter().filter(|m| m.codes.is_some() == calibrated && m.judged.bits < 7.0);
+        let points = points.map(|m| {
             let label = format!(
                 "{}: {} bits, {} nats",
                 m.name,
