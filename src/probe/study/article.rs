@@ -48,8 +48,10 @@ fn primer(page: &mut Page, unet: bool) {
             "A language model gives a probability to every word that could come next. What four bits change is measured \
              by the Kullback-Leibler divergence (KLD, in nats) between the probabilities of the quantized net and \
              those of the 16-bit net at the same place, 0 if they agree, and by how often both hold the same word for \
-             the likeliest (same top). A KLD of 0.001 is hardly ever seen in a text, one of 0.1 is. Greedy decoding always \
-             takes the likeliest word. Words are cut into tokens, which most are one of; what is counted are tokens."
+             the likeliest (same top). Greedy decoding \
+             always takes the likeliest word. Teacher-forced means that both nets read the same text, that of the 16-bit net, so \
+             that they are asked the same. Models read and write tokens, which are words or parts of words; where this page says \
+             word, a token is meant."
         }
     });
 }
@@ -124,7 +126,7 @@ fn method(page: &mut Page, study: &Study) {
              says and computed with in 32 bits. study.json beside this page holds every number of it."
         }
         false => {
-            "Baseline and variant read the same tokens under the same kernels (teacher-forced); only the weights differ. \
+            "Baseline and variant read the same tokens under the same kernels; only the weights differ. \
              Tokens are not independent of each other, so that standard errors are too small rather than too large. Formats \
              that no kernel reads (per tensor, per channel, 2 to 8 bits, outlier columns) are imitated: weights are rounded \
              as the format says and computed with in 32 bits. study.json beside this page holds every number of it."

@@ -234,8 +234,8 @@ pub(super) fn ranges(lab: &mut TextLab, _: &mut OnStage<'_>) -> Result<Vec<Secti
             },
             format!(
                 "Under one scale the small rows keep {} dB: all of them become zero. With a scale for each row they keep {} dB. \
-                 Where the small channels are columns, which share the scales of rows and groups with large ones, nothing saves \
-                 them ({} dB in groups of 64).",
+                 Where the small channels are columns, which share the scales of rows and groups with large ones, no scale of this \
+                 kind saves them ({} dB in groups of 64).",
                 number(ruined),
                 number(saved),
                 number(mixed),

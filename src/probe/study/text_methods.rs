@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::text::{Calibrated, Judged, TextLab, milli};
+use super::text::{Judged, TextLab, milli};
 use super::unet::Weights;
 use super::unet_methods::Q4_0;
 use super::{Outcome, Section};
@@ -20,6 +20,8 @@ enum How {
     Recipe(Recipe),
     /// By a method that has seen calibration data.
     Calibrated(Recipe, Method),
+    /// So too, but for the embedding.
+    TableApart(Recipe, Method),
 }
 
 /// A method and what it does.
@@ -72,8 +74,8 @@ fn plans(store: &WeightStore, statistics: &Statistics) -> Result<Vec<(String, Ho
     ]);
     let known = budget(Some(statistics))?;
     all.extend(known.map(|r| (budget_name(true), How::Calibrated(r, Method::Gptq))));
-    let codes_alone = format!("--bits {BITS}, GPTQ for the codes alone");
-    all.extend(plain.map(|r| (codes_alone, How::Calibrated(r, Method::Gptq))));
+    let apart = format!("--bits {BITS}, GPTQ but for the embedding");
+    all.extend(plain.map(|r| (apart, How::TableApart(r, Method::Gptq))));
     all.push(("int8".into(), recipe("int8")?));
     Ok(all)
 }
@@ -88,9 +90,10 @@ pub(super) fn methods(lab: &mut TextLab, on_stage: &mut OnStage<'_>) -> Result<V
         let (weights, codes) = match how {
             How::Recipe(recipe) => (Weights::Recipe(recipe), None),
             How::Calibrated(recipe, method) => {
-                let start = Instant::now();
-                let (packed, db) = packed(lab, &store, (&recipe, method), &calibrated)?;
-                (packed, Some((start.elapsed().as_secs_f64(), db)))
+                packed(lab, &store, (&recipe, method), &calibrated.statistics)?
+            }
+            How::TableApart(recipe, method) => {
+                packed(lab, &store, (&recipe, method), &tables_apart(&calibrated.statistics))?
             }
         };
         let judged = lab.judge(&name, &weights, on_stage)?;
@@ -100,21 +103,30 @@ pub(super) fn methods(lab: &mut TextLab, on_stage: &mut OnStage<'_>) -> Result<V
     Ok(vec![training(&found, calibrated.seconds, tokens), table(&found)])
 }
 
-/// Weights by way of a file, as `quantize` makes them, and their SQNR in dB.
+/// What calibration knows without the tables of tokens: one that is the head as well was seen as the head alone.
+fn tables_apart(statistics: &Statistics) -> Statistics {
+    let mut rest = statistics.clone();
+    rest.layers.retain(|name, _| !["embed_tokens.", "wte."].iter().any(|part| name.contains(part)));
+    rest
+}
+
+/// Weights by way of a file, as `quantize` makes them; the seconds that it took, and their SQNR in dB.
 fn packed(
     lab: &TextLab,
     store: &WeightStore,
     (recipe, method): (&Recipe, Method),
-    calibrated: &Calibrated,
-) -> Result<(Weights<'static>, f64)> {
+    statistics: &Statistics,
+) -> Result<(Weights<'static>, Option<(f64, f64)>)> {
+    let start = Instant::now();
     let file = lab.options.scratch.join("study-llm.partial.safetensors");
-    let statistics = Some((&calibrated.statistics, "study"));
+    let statistics = Some((statistics, "study"));
     let how = Quantize { recipe, method, statistics, form: Form::Own };
     let report = quantize_with(store, &how, &file, |_, _, _| interrupted())?;
     let read = std::fs::read(&file).and_then(|bytes| std::fs::remove_file(&file).map(|()| bytes));
     let bytes = read.map_err(|e| Error::io(&file, e))?;
     let store = WeightStore::from_bytes("model.safetensors", bytes)?;
-    Ok((Weights::Packed(store.into()), report.sqnr_db.unwrap_or(f64::NAN)))
+    let codes = (start.elapsed().as_secs_f64(), report.sqnr_db.unwrap_or(f64::NAN));
+    Ok((Weights::Packed(store.into()), Some(codes)))
 }
 
 fn find<'a>(found: &'a [Made], name: &str) -> Option<&'a Made> {
@@ -137,7 +149,7 @@ fn training(found: &[Made], seconds: f64, tokens: f64) -> Section {
     .found(
         Outcome::DoesNotHold,
         format!(
-            "No gradient was computed: the model read {} tokens once ({} s), then GPTQ took {} s for the codes and AWQ {} s. Mean \
+            "No gradient was computed: the model went over {} tokens once ({} s), then GPTQ took {} s for the codes and AWQ {} s. Mean \
              KLD, 10⁻³ nats: {} without calibration, {} with AWQ, {} with GPTQ.",
             number(tokens),
             number(seconds),
@@ -175,8 +187,10 @@ fn table(found: &[Made]) -> Section {
     };
     let within = found.iter().filter(|m| m.judged.bits <= MOST && m.name != BASELINE);
     let best = within.min_by(|a, b| a.judged.kl().total_cmp(&b.judged.kl()));
-    let words = "With --bits, formats are given out so that the sum of the noise they are expected to make is least: by the weights' own \
-                 errors, or with calibration by those of the layers' outputs. Codes alone: formats as without calibration, codes by GPTQ.";
+    let words = "With --bits, formats are given out so that the sum of the noise they are expected to make is least: by the weights' \
+                 own errors, or with calibration by those of the layers' outputs. But for the embedding: formats as without \
+                 calibration, and the table of tokens gets the nearest levels. Where that table is the head as well, calibration has \
+                 seen what the head reads, and GPTQ may spoil the rows that are looked up.";
     let (outcome, finding) = match (base, best) {
         (Some(base), Some(best)) => (Outcome::of(reached(best, base)), against(best, base)),
         _ => (Outcome::NotTested, format!("No method came to {MOST} bits.")),
@@ -186,7 +200,9 @@ fn table(found: &[Made]) -> Section {
         Axis::log("mean KLD, nats"),
     );
     for (kind, calibrated) in [("without calibration", false), ("with calibration", true)] {
-        let points = found.iter().filter(|m| m.codes.is_some() == calibrated).map(|m| {
+        let points =
+            found.iter().filter(|m| m.codes.is_some() == calibrated && m.judged.bits < 7.0);
+        let points = points.map(|m| {
             let label = format!(
                 "{}: {} bits, {} nats",
                 m.name,

@@ -130,9 +130,18 @@ fn argmax(report: &TextReport, answers: bool) -> Section {
         names.zip(&report.by_margin).map(|(n, m)| vec![n, m.tokens.to_string(), m.flips.to_string()]),
     )
     .table(
-        &["begins", "tokens", "mean KLD, 10⁻³ nats", "same top, %", "first difference", "fp16 there", "int4 there"],
-        report.passages.iter().map(row),
+        &["most divergent", "tokens", "mean KLD, 10⁻³ nats", "same top, %", "first difference", "fp16 there", "int4 there"],
+        worst(&report.passages).into_iter().map(row),
     )
+}
+
+/// The pieces with the largest divergence.
+fn worst(passages: &[Scored]) -> Vec<&Scored> {
+    const SHOWN: usize = 12;
+    let mut all: Vec<&Scored> = passages.iter().collect();
+    all.sort_by(|a, b| b.kl_mean.total_cmp(&a.kl_mean));
+    all.truncate(SHOWN);
+    all
 }
 
 /// A piece of text in the table.

@@ -308,11 +308,13 @@ fn sparse(layers: &[Layer], spectra: &[Spectrum]) -> Section {
     .found(
         outcome,
         format!(
-            "{} % of the values are near zero (0.8 % of normal numbers would be); the largest tenth holds {} % of the energy (44 %). \
-             The largest tenth of the singular values holds {} % of a weight ({} % of noise in that shape) and {} % of what int4 \
+            "{} % of the values are near zero, and the largest tenth of them holds {} % of the energy: few zeros, many small values \
+             (normal numbers behind a SwiGLU gate: {} % and {} %). The largest tenth of the singular values holds {} % of a weight ({} % of noise in that shape) and {} % of what int4 \
              changes in it.",
             percent(zero),
             percent(tenth),
+            percent(gated.near_zero()),
+            percent(gated.top_tenth()),
             percent(weight),
             percent(noise),
             percent(error),
@@ -325,16 +327,14 @@ fn sparse(layers: &[Layer], spectra: &[Spectrum]) -> Section {
     .number("noise_energy_in_top_tenth_of_singular_values", noise)
     .number("near_zero_of_gated_noise", gated.near_zero())
     .number("energy_of_top_tenth_of_gated_noise", gated.top_tenth())
-    .paragraph(format!(
+    .paragraph(
         "The gates of today's models (SwiGLU) make few zeros, unlike ReLU, but many small values beside few large ones. A small value \
          spares nothing by itself: the errors of the weights that meet the large ones count all the more (what these layers cost \
-         is in L3). Independent normal numbers under the same gate, silu(a)·b, have {} % near zero and {} % of the energy in a tenth: that \
-         much is the gate's own doing. And what int4 changes in a weight has nearly the flat \
+         is in L3). Independent normal numbers behind such a gate, silu(a)·b, show how much of that is the gate's own \
+         doing; plain ones have 0.8 % near zero and 44 % of the energy in a tenth. And what int4 changes in a weight has nearly the flat \
          spectrum of noise, whatever the weight's own: a small matrix beside it (a LoRA) could take back only that share of it. \
          That updates of weights have low rank, which LoRA rests on, says nothing of the weights themselves.",
-        percent(gated.near_zero()),
-        percent(gated.top_tenth()),
-    ))
+    )
     .figure(title, plot.svg(title), "Means over tokens. Normal numbers: 0.8 % and 44 %.")
     .table(
         &["weight", "energy in a tenth of the singular values, %", "of what int4 changes, %", "of noise, %"],
