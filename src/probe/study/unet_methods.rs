@@ -1,5 +1,6 @@
 //! The methods that find codes, side by side on the same runs, and the calibration that some of them need.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::imitate::{Change, Imitation, Span};
@@ -92,6 +93,8 @@ pub(super) fn methods(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<V
         let pictures = painted(&lab.again(&requests, name, on_stage)?, &base)?;
         found.push(Made { name, calibrated, judged, pictures });
     }
+    // What calibration kept in case of a stop is large, and of no use any more.
+    let _ = std::fs::remove_file(lab.sums());
     Ok(vec![table(&found)])
 }
 
@@ -139,13 +142,17 @@ fn table(found: &[Made]) -> Section {
             false => Outcome::of(plain >= q4 + 4.0 && plain >= hqq + 2.0),
         },
         format!(
-            "At 4.6 bits for the whole UNet ε keeps {} dB without calibration, {} dB more than Q4_0 and {} dB more than HQQ; with \
-             calibration {} dB.",
+            "At 4.6 bits for the whole UNet, as the file has it, ε keeps {} dB without calibration, {} dB more than Q4_0 and {} dB \
+             more than HQQ; with calibration {} dB.",
             number(plain),
             number(plain - q4),
             number(plain - hqq),
             number(best),
         ),
+    )
+    .paragraph(
+        "Bits are those in memory, where norms and biases have 32 bits; in a small net that is a tenth of a bit more than in the \
+         file.",
     )
     .figure(title, plot.svg(title), "Teacher-forced, means over the pairs and five steps; point at a dot for its name.")
     .table(
@@ -193,7 +200,7 @@ impl UnetLab {
             layers: layers(&store, &recipe)?,
             gram,
             act: Elem::F32,
-            state: gram.then(|| self.options.scratch.join("calibration.safetensors")),
+            state: gram.then(|| self.sums()),
             memory: MEMORY,
         };
         let requests = &self.options.requests;
@@ -208,6 +215,11 @@ impl UnetLab {
         let known = Rc::new(calibrate_image(&self.gpu, &options, &paint, &mut stage)?);
         self.statistics = Some(known.clone());
         Ok(known)
+    }
+
+    /// The file that keeps what calibration has summed up.
+    fn sums(&self) -> PathBuf {
+        self.options.scratch.join("calibration.safetensors")
     }
 
     /// Weights packed by a method, as a file of them would be loaded.
