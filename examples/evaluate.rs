@@ -145,7 +145,7 @@ fn save<'a>(out: &Path, name: &str, images: impl Iterator<Item = &'a Image>) -> 
     let folder = out.join(name);
     std::fs::create_dir_all(&folder).map_err(|e| inknib::Error::io(&folder, e))?;
     for (i, image) in images.enumerate() {
-        image.write_png(&folder.join(format!("{i:03}.png")), &[])?;
+        image.write_png(folder.join(format!("{i:03}.png")), &[])?;
     }
     Ok(())
 }
