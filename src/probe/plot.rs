@@ -7,6 +7,9 @@ use std::fmt::Write;
 use super::plot_axis::Fitted;
 pub use super::plot_axis::{Axis, Scale, number};
 
+/// Height of a line of names.
+const LINE: f64 = 17.0;
+
 /// A point of a line: (x, y).
 pub type Point = (f64, f64);
 
@@ -120,7 +123,14 @@ impl Plot {
     /// The SVG element. `title` is read to those who do not see it.
     pub fn svg(&self, title: &str) -> String {
         let (x, y) = self.fit();
-        let mut out = open(WIDTH, HEIGHT, title);
+        let names = self.names();
+        // Further lines of names push the chart down.
+        let lines = names.iter().map(|(_, _, (_, row))| *row).max().unwrap_or(0);
+        let pushed = LINE * lines as f64;
+        let mut out = open(WIDTH, HEIGHT + pushed, title);
+        if lines > 0 {
+            let _ = write!(out, "<g transform=\"translate(0 {pushed})\">");
+        }
         self.frame(&mut out, &x, &y);
         let mut colour = 0;
         let bars = self.layers.iter().filter(|l| matches!(l, Layer::Bars { .. })).count();
@@ -164,7 +174,14 @@ impl Plot {
                 }
             }
         }
-        self.legend(&mut out);
+        if lines > 0 {
+            out.push_str("</g>");
+        }
+        for (name, class, (at, row)) in names {
+            let y = 14.0 + LINE * row as f64;
+            line(&mut out, &class, (at, y), (at + 18.0, y));
+            text(&mut out, "start", (at + 23.0, y + 4.0), name);
+        }
         out.push_str("</svg>");
         out
     }
@@ -261,9 +278,10 @@ impl Plot {
         }
     }
 
-    /// Names of the layers above the chart, from the left.
-    fn legend(&self, out: &mut String) {
-        let (mut at, mut colour) = (LEFT, 0);
+    /// Names of the layers above the chart, from the left: each with its class, place and line.
+    fn names(&self) -> Vec<(&str, String, (f64, usize))> {
+        let (mut at, mut row, mut colour) = (LEFT, 0, 0);
+        let mut names = Vec::new();
         for layer in &self.layers {
             let (name, class) = match layer {
                 Layer::Line { name, floor: true, .. } => (name, "floor".to_string()),
@@ -279,10 +297,14 @@ impl Plot {
             if name.is_empty() {
                 continue;
             }
-            line(out, &class, (at, 14.0), (at + 18.0, 14.0));
-            text(out, "start", (at + 23.0, 18.0), name);
-            at += 23.0 + 6.2 * name.chars().count() as f64 + 14.0;
+            let width = 23.0 + 6.2 * name.chars().count() as f64 + 14.0;
+            if at > LEFT && at + width > WIDTH {
+                (at, row) = (LEFT, row + 1);
+            }
+            names.push((name.as_str(), class, (at, row)));
+            at += width;
         }
+        names
     }
 }
 
@@ -387,6 +409,23 @@ pub fn escape(words: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_names_take_several_lines() {
+        let long = "a name of a line that is rather long, as names are";
+        let plot = |n: usize| {
+            (0..n).fold(Plot::new(Axis::linear("x"), Axis::linear("y")), |plot, _| {
+                plot.line(long, [(0.0, 0.0), (1.0, 1.0)])
+            })
+        };
+        let (one, four) = (plot(1).svg("t"), plot(4).svg("t"));
+        assert!(!one.contains("<g ") && four.contains("translate(0 51)"), "{four}");
+        assert_eq!((four.matches(long).count(), four.matches("</g>").count()), (4, 1));
+        let height = |svg: &str| {
+            svg.split("viewBox=\"0 0 ").nth(1).map(|s| s.split(['"', ' ']).nth(1).map(String::from))
+        };
+        assert_ne!(height(&one), height(&four));
+    }
 
     #[test]
     fn places_of_a_line() {
