@@ -277,8 +277,7 @@ fn sparse(layers: &[Layer], spectra: &[Spectrum]) -> Section {
     let tenth = mean(&inner, |l| l.after.top_tenth());
     let (weight, error, noise) =
         (mean(spectra, |s| s.weight), mean(spectra, |s| s.error), mean(spectra, |s| s.noise));
-    // Few zeros, but a tenth of the values that holds nearly everything, is sparse as well.
-    let outcome = match (zero > 0.5 || tenth > 0.8, weight > 0.5) {
+    let outcome = match (zero > 0.5, weight > 0.5) {
         (true, true) => Outcome::Holds,
         (false, false) => Outcome::DoesNotHold,
         _ => Outcome::UnderConditions,
@@ -301,8 +300,8 @@ fn sparse(layers: &[Layer], spectra: &[Spectrum]) -> Section {
         "Feed-forward layers are sparse and of low rank, so that four bits lose little there.",
         "The values between the two halves of each feed-forward net of the fp16 model: how many are near zero (under 1 % of the \
          root of the mean square), and what the largest tenth of each token's values holds. And how much of a weight's energy \
-         (sum of its squares) the largest tenth of its singular values holds. Sparse: more than half of the values are near zero, or \
-         a tenth of them holds more than 80 % of the energy. Of low rank: a tenth of the singular values holds more than half of \
+         (sum of its squares) the largest tenth of its singular values holds. Sparse: more than half of the values are near zero. \
+         Of low rank: a tenth of the singular values holds more than half of \
          the energy. The claim holds if both are true.",
     )
     .found(
