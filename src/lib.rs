@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod diffusion;
 pub mod error;
+pub mod files;
 pub mod gpu;
 pub mod graph;
 pub mod nets;

@@ -6,7 +6,7 @@ mod device;
 
 use std::path::{Path, PathBuf};
 
-use device::gpu;
+use device::{gpu, gpu_with_default_limits};
 use inknib::diffusion::autoencoder::Autoencoder;
 use inknib::diffusion::image::{Image, read_png};
 use inknib::diffusion::image_input::Mask;
@@ -254,4 +254,22 @@ fn pictures_share_what_does_not_depend_on_the_seed() {
     let net = TextToImage::load(gpu, &model(), options, &|_| ()).unwrap();
     let error = metrics::rel_l2(&paint(&net, &second), &pictures[1]);
     assert!(error < 1e-4, "{error:.2e}");
+}
+
+/// Sizes at which a value of both halves of guidance is larger than the bindings that every adapter has, and at which that of one
+/// half is: nothing of it is painted here.
+#[test]
+fn what_no_binding_holds_is_done_apart_or_refused() {
+    let Some(gpu) = gpu_with_default_limits() else { return };
+    let on_disk = ImageModel::open(model()).unwrap();
+    let options = LoadOptions { weights: "int4".into(), ..Default::default() };
+    let plan = |side: usize| {
+        let request = Request { width: Some(side), height: Some(side), ..Default::default() };
+        measure::plan(&gpu, None, &on_disk, &options, &request)
+    };
+    assert_eq!(plan(512).unwrap().passes, Passes::Joined);
+    // A concatenation of 192 channels: 226 MB for both halves, 113 MB for one.
+    assert_eq!(plan(3072).unwrap().passes, Passes::Apart);
+    let error = plan(4096).unwrap_err();
+    assert!(error.exit_code() == 5 && error.to_string().contains("binds at most"), "{error}");
 }

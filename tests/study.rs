@@ -85,10 +85,44 @@ fn what_makes_no_sense_is_refused() {
         (&["--pairs", "0", "-o", "nowhere-study"], "give 1 to"),
         (&["-m", "models/demo-chat", "-o", "nowhere-study"], "language model"),
         (&["--prompts", "nowhere.txt", "-o", "nowhere-study"], "nowhere.txt"),
+        (&["--cfg-scale", "nan", "-o", "nowhere-study"], "give 1 to 15"),
+        (&["-m", "tests/golden/ddpm_tiny", "-o", "nowhere-study"], "paints without a prompt"),
     ] {
         let all: Vec<&str> = ["study", "unet"].iter().chain(args).copied().collect();
         let (code, _, err) = inknib(&all);
         assert!(code != 0 && err.contains(word), "{args:?}: {err}");
         assert!(!std::path::Path::new("nowhere-study").exists());
     }
+}
+
+#[test]
+fn weights_and_prompts_are_those_that_were_studied() {
+    if inknib(&["devices"]).0 != 0 {
+        println!("skipped: no GPU adapter");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (packed, out, prompts) = (path("packed"), path("study"), path("prompts.txt"));
+    let (code, _, err) = inknib(&["quantize", "-m", "tests/golden/sdxl_tiny", "-o", &packed]);
+    assert_eq!(code, 0, "{err}");
+    let (code, _, err) = inknib(&["study", "unet", "-m", &packed, "-o", &out]);
+    assert!(code == 2 && err.contains("quantized already"), "{err}");
+
+    let study = || {
+        let more = ["--prompts", &prompts, "--only", "U13", "-o", &out];
+        inknib(&TINY.iter().copied().chain(more).collect::<Vec<_>>())
+    };
+    std::fs::write(&prompts, "a fox\n").unwrap();
+    let (code, _, err) = study();
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(study().0, 0);
+    // The same name with other words in it is another study.
+    std::fs::write(&prompts, "a hen\n").unwrap();
+    let (code, _, err) = study();
+    assert!(code == 2 && err.contains("prompts: prompts.txt (SHA-256"), "{err}");
+    // Neither is a file written over that is no study.
+    std::fs::write(folder.path().join("study/study.json"), "{\"study\":1").unwrap();
+    let (code, _, err) = study();
+    assert!(code == 2 && err.contains("no study"), "{err}");
 }

@@ -11,7 +11,7 @@ const FILE_MAX: usize = 600;
 const FUNCTION_WARN: usize = 70;
 const FUNCTION_MAX: usize = 100;
 
-/// The floors from the bottom; a module may name its own floor and those below. `error` is below all of them.
+/// The floors from the bottom; a module may name its own floor and those below. `error` and `files` are below all of them.
 const FLOORS: [&[&str]; 6] = [
     &["gpu", "tensor"],
     &["graph", "quant", "weights"],

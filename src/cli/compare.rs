@@ -14,6 +14,7 @@ use super::compare_tables::{
 use super::generate::writable;
 use super::progress::Stages;
 use crate::diffusion::image::INKNIB_CHUNK;
+use crate::files::write_whole;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::Kernels;
 use crate::probe::compare::judge;
@@ -164,7 +165,7 @@ fn pictures(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
             of("steps", request.steps.to_string()),
             of("guidance", request.guidance.to_string()),
         ]);
-        write_page(file, &image_page(&report, &about)?)?;
+        write_whole(file, image_page(&report, &about)?.as_bytes())?;
     }
     if let Some(output) = &args.picture.output {
         let chunk = (INKNIB_CHUNK.to_string(), answer.to_string());
@@ -215,10 +216,6 @@ fn about(args: &Args, gpu: &Gpu, folder: &ModelFolder) -> Result<About> {
     })
 }
 
-fn write_page(file: &Path, html: &str) -> Result<()> {
-    std::fs::write(file, html).map_err(|e| Error::io(file, e))
-}
-
 fn text_options(args: &Args, folder: &ModelFolder, act: Elem) -> Result<TextOptions> {
     Ok(TextOptions {
         folder: folder.path.clone(),
@@ -246,7 +243,7 @@ fn texts(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     })?;
     drop(stages);
     if let Some(file) = &args.html {
-        write_page(file, &text_page(&report, &about(args, &gpu, folder)?))?;
+        write_whole(file, text_page(&report, &about(args, &gpu, folder)?).as_bytes())?;
     }
     if ui.json() {
         ui.answer(&head(args, &gpu, folder, &report)?)?;

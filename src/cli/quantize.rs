@@ -14,8 +14,9 @@ use super::json::round;
 use super::progress::Bar;
 use super::quantize_calibrate::{FormChoice, Known, MethodArgs};
 use super::quantize_state::{
-    CALIBRATION, Net, PARTIAL, Partial, Tensor, finished, prepare, remember, write_whole,
+    CALIBRATION, Net, PARTIAL, Partial, Tensor, finished, prepare, remember,
 };
+use crate::files::write_whole;
 use crate::gpu::{interrupted, mib};
 use crate::quant::Recipe;
 use crate::weights::{

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::ModelFolder;
 use super::quantize::Args;
+use crate::files::write_whole;
 use crate::weights::WeightStore;
 use crate::{Error, Result};
 
@@ -117,18 +118,4 @@ pub(super) fn remember(out: &Path, partial: &Partial) -> Result<()> {
     let text = serde_json::to_string(partial)
         .map_err(|e| Error::Runtime(format!("the state of the run cannot be written: {e}")))?;
     write_whole(&out.join(PARTIAL), text.as_bytes())
-}
-
-/// Writes to a temporary name beside the target and renames.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).map_err(
-        |e| {
-            // The failure that matters is the first one.
-            let _ = std::fs::remove_file(&temporary);
-            Error::io(path, e)
-        },
-    )
 }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustyline::error::{ReadlineError, Signal};
 use rustyline::history::History;
 
+use crate::files::{temporary_beside, write_whole};
 use crate::text::template::Message;
 use crate::{Error, Result};
 
@@ -144,7 +145,7 @@ impl Edited {
         if let Some(folder) = file.parent() {
             std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
-        let temporary = beside(&file);
+        let temporary = temporary_beside(&file);
         let written = self.editor.save_history(&temporary);
         written.map_err(|e| Error::Runtime(format!("{}: {e}", temporary.display())))?;
         std::fs::rename(&temporary, &file).map_err(|e| Error::io(&file, e))
@@ -449,9 +450,7 @@ pub fn save(file: &Path, messages: &[Message]) -> Result<()> {
     let failed = |e: serde_json::Error| Error::Runtime(format!("{}: {e}", file.display()));
     let json = serde_json::json!({ "messages": messages });
     let text = serde_json::to_string_pretty(&json).map_err(failed)? + "\n";
-    let temporary = beside(file);
-    std::fs::write(&temporary, text).map_err(|e| Error::io(&temporary, e))?;
-    std::fs::rename(&temporary, file).map_err(|e| Error::io(file, e))
+    write_whole(file, text.as_bytes())
 }
 
 /// Reads what [`save`] wrote, or a bare list of messages.
@@ -463,12 +462,6 @@ pub fn load(file: &Path) -> Result<Vec<Message>> {
     let mut json: serde_json::Value = serde_json::from_str(&text).map_err(bad)?;
     let list = json.get_mut("messages").map(serde_json::Value::take).unwrap_or(json);
     serde_json::from_value(list).map_err(bad)
-}
-
-fn beside(file: &Path) -> PathBuf {
-    let mut name = file.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    file.with_file_name(name)
 }
 
 /// Notes are for a person's eyes; a closed standard error is no reason to end a conversation.

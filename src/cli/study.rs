@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
-use super::common::{Family, GpuArgs, ModelFolder, Ui, table};
+use super::common::{ActivationChoice, Family, GpuArgs, ModelFolder, Ui, table};
 use super::generate::writable;
 use super::progress::Stages;
 use crate::diffusion::sampler::Sampler;
@@ -18,7 +19,7 @@ use crate::probe::study::{
     ASKED, Experiment, LlmOptions, PAGE, PROMPTS, Setup, Study, TextLab, UnetLab, UnetOptions,
     check_only, run as run_study, text_experiments, unet_experiments,
 };
-use crate::weights::{ImageModel, Part, WeightStore};
+use crate::weights::{ImageFamily, ImageModel, Part, WeightStore};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
@@ -149,15 +150,30 @@ fn unet(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     check_only(&experiments, &args.only)?;
     let requests = requests(args)?;
     let first = requests[0].clone();
+    let model = ImageModel::open(&folder.path)?;
+    if model.kind().family == ImageFamily::Unconditional {
+        return Err(Error::Usage(format!(
+            "{}: paints without a prompt; a study compares what prompts give",
+            folder.path.display()
+        )));
+    }
+    let store = model.store(Part::Unet)?;
+    original(&store, &folder.path)?;
     let gpu = args.gpu.open()?;
-    let act = if gpu.caps().f16 && !gpu.caps().software { Elem::F16 } else { Elem::F32 };
+    let act = ActivationChoice::Auto.resolve(&gpu)?;
     let mut setup = setup("unet", folder, &gpu, act);
-    setup.sha256 = ImageModel::open(&folder.path)?.store(Part::Unet)?.sha256();
+    setup.sha256 = store.sha256();
+    drop(store);
     let of = |name: &str, value: String| (name.to_string(), value);
     setup.conditions.extend([
         of("pairs (prompts and seeds)", requests.len().to_string()),
         of("seed of the first pair", first.seed.to_string()),
-        of("prompts", args.prompts.as_ref().map_or("built in".into(), |p| p.display().to_string())),
+        of(
+            "prompts",
+            args.prompts
+                .as_ref()
+                .map_or("built in".into(), |file| named(file, &prompts(&requests))),
+        ),
         of("sampler", format!("DDIM, {} steps", first.steps)),
         of("guidance", first.guidance.to_string()),
     ]);
@@ -188,11 +204,15 @@ fn requests(args: &Args) -> Result<Vec<Request>> {
     if prompts.is_empty() {
         return Err(Error::Usage("the file of prompts is empty; write one a line".into()));
     }
+    let guidance = args.cfg_scale.unwrap_or(4.0);
+    if !guidance.is_finite() || guidance < 0.0 {
+        return Err(Error::Usage(format!("--cfg-scale {guidance}: give 1 to 15")));
+    }
     let request = |i: usize| Request {
         prompt: prompts[i % prompts.len()].clone(),
-        seed: args.seed.unwrap_or(7) + i as u64,
+        seed: args.seed.unwrap_or(7).wrapping_add(i as u64),
         steps,
-        guidance: args.cfg_scale.unwrap_or(4.0),
+        guidance,
         sampler: Some(Sampler::Ddim { eta: 0.0 }),
         ..Request::default()
     };
@@ -204,14 +224,9 @@ fn llm(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     check_only(&experiments, &args.only)?;
     let (passage, calibration) = passages(args)?;
     let store = WeightStore::open(&folder.path)?;
-    if store.quantized().is_some() || store.quantized_elsewhere().is_some() {
-        return Err(Error::Usage(format!(
-            "{}: is quantized already; a study begins with the original weights",
-            folder.path.display()
-        )));
-    }
+    original(&store, &folder.path)?;
     let gpu = args.gpu.open()?;
-    let act = if gpu.caps().f16 && !gpu.caps().software { Elem::F16 } else { Elem::F32 };
+    let act = ActivationChoice::Auto.resolve(&gpu)?;
     let mut setup = setup("llm", folder, &gpu, act);
     setup.sha256 = store.sha256();
     drop(store);
@@ -222,14 +237,8 @@ fn llm(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
             of("most tokens of an answer", most.to_string()),
         ],
         Passage::Text { text, windows } => [
-            of(
-                "scored",
-                format!(
-                    "{windows} windows of {}",
-                    args.file.as_deref().map_or("a text".into(), base_name)
-                ),
-            ),
-            of("characters to choose from", text.chars().count().to_string()),
+            of("scored", format!("{windows} windows of a text")),
+            of("text", args.file.as_deref().map_or(String::new(), |file| named(file, text))),
         ],
     });
     setup.conditions.push(of(
@@ -254,9 +263,31 @@ fn llm(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     go(args, study, &mut TextLab::new(gpu, options), &experiments, ui)
 }
 
+/// An error for weights that have lost something before.
+fn original(store: &WeightStore, path: &Path) -> Result<()> {
+    match store.quantized().is_some() || store.quantized_elsewhere().is_some() {
+        false => Ok(()),
+        true => Err(Error::Usage(format!(
+            "{}: is quantized already; a study begins with the original weights",
+            path.display()
+        ))),
+    }
+}
+
 /// The last part of a path.
 fn base_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).display().to_string()
+}
+
+/// A file's name and what tells whether its text is still the same.
+fn named(file: &Path, text: &str) -> String {
+    let digest: String = Sha256::digest(text).iter().take(6).map(|b| format!("{b:02x}")).collect();
+    format!("{} (SHA-256 {digest}…)", base_name(file))
+}
+
+/// The prompts of all pairs, a line each.
+fn prompts(requests: &[Request]) -> String {
+    requests.iter().map(|r| r.prompt.as_str()).collect::<Vec<_>>().join("\n")
 }
 
 /// What is scored, and what calibration reads, which has nothing in common with it.
@@ -299,7 +330,7 @@ fn passages(args: &Args) -> Result<(Passage, Read)> {
 
 /// What both kinds have in common.
 fn setup(net: &str, folder: &ModelFolder, gpu: &Gpu, act: Elem) -> Setup {
-    let name = folder.path.file_name().unwrap_or(folder.path.as_os_str()).display().to_string();
+    let name = base_name(&folder.path);
     let of = |name: &str, value: String| (name.to_string(), value);
     let adapter = gpu.adapter();
     Setup {

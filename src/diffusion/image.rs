@@ -1,9 +1,8 @@
 //! Pictures: from the autoencoder's output to 8-bit RGB, and PNG files with text chunks.
 
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
 
+use crate::files::write_whole;
 use crate::{Error, Result};
 
 /// Keyword of the text chunk that holds AUTOMATIC1111's generation parameters; see
@@ -84,21 +83,7 @@ impl Image {
 
     /// Writes a PNG file with text chunks: to a temporary name beside the target, then renamed.
     pub fn write_png(&self, path: impl AsRef<Path>, text: &[(String, String)]) -> Result<()> {
-        let path = path.as_ref();
-        let bytes = self.encode_png(text)?;
-        let temporary = temporary_beside(path);
-        let written = std::fs::File::create(&temporary)
-            .and_then(|file| {
-                let mut file = BufWriter::new(file);
-                file.write_all(&bytes)?;
-                file.into_inner()?.sync_all()
-            })
-            .and_then(|()| std::fs::rename(&temporary, path));
-        written.map_err(|e| {
-            // The failure that matters is the first one.
-            let _ = std::fs::remove_file(&temporary);
-            Error::io(path, e)
-        })
+        write_whole(path, &self.encode_png(text)?)
     }
 
     /// Decodes a PNG of any colour type to RGB; transparency is dropped. Returns its text chunks
@@ -171,15 +156,6 @@ fn check_size(what: &str, width: usize, height: usize, held: usize) -> Result<()
         )));
     }
     Ok(())
-}
-
-/// A name in the same folder that no other write of this or another process uses.
-fn temporary_beside(path: &Path) -> PathBuf {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    name.push(format!(".{}.{count}.tmp", std::process::id()));
-    path.with_file_name(name)
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //! written to a JSON file after every layer and goes on from there when it is started again.
 
 use std::collections::HashSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compare::OnStage;
+use crate::files::write_whole;
 use crate::nn::{LoadedTensor, WeightCache};
 use crate::quant::{Format, QuantSpec, Recipe};
 use crate::{Error, Result};
@@ -86,14 +86,7 @@ impl Sweep {
     fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|e| Error::Runtime(format!("the sweep cannot be written as JSON: {e}")))?;
-        let beside = path.with_extension("json.part");
-        let put = || -> std::io::Result<()> {
-            let mut file = std::fs::File::create(&beside)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&beside, path)
-        };
-        put().map_err(|e| Error::io(path, e))
+        write_whole(path, text.as_bytes())
     }
 }
 

@@ -5,12 +5,13 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::{Format, Layout, Offset, Packed};
+use crate::files::temporary_beside;
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -229,13 +230,6 @@ fn version(header: &PackedHeader) -> u32 {
         (false, Offset::Zero | Offset::Min) => 2,
         (false, Offset::None) => 1,
     }
-}
-
-/// The name a file is written under before it is complete.
-fn temporary_beside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    path.with_file_name(name)
 }
 
 struct Piece<'a> {

@@ -144,18 +144,20 @@ fn more_rows_than_a_binding_holds() {
     let (w, x) = (randn(1, n * k), randn(2, m * k));
     let packed = Packed::pack(&w, Layout::linear(n, k), &"f32".parse().unwrap(), None).unwrap();
     let weight = Weight::upload(&gpu, "w", &packed).unwrap();
-    let y = eval(&gpu, Kernels::Fast, Elem::F32, |g| {
-        geglu(linear(g.literal([m, k], x.clone()), &weight, None))
-    });
-    assert_eq!(y.len(), m * n / 2);
-    // Rows at both sides of each window's edge, and the last ones.
-    let windows = [0, 130_943, 130_944, 131_071, 131_072, m - 1];
-    for row in windows.into_iter().chain((0..m).step_by(9_973)) {
-        let full = oracle(&x[row * k..(row + 1) * k], &w, None, None, Act::None, k);
-        let (value, gate) = full.split_at(n / 2);
-        let expected: Vec<f64> =
-            value.iter().zip(gate).map(|(v, g)| v * Act::Gelu.oracle(*g)).collect();
-        let e = nmse(&y[row * n / 2..(row + 1) * n / 2], &expected);
-        assert!(e <= tolerance(Elem::F32), "row {row}: {e:.2e}");
+    for kernels in BOTH {
+        let y = eval(&gpu, kernels, Elem::F32, |g| {
+            geglu(linear(g.literal([m, k], x.clone()), &weight, None))
+        });
+        assert_eq!(y.len(), m * n / 2);
+        // Rows at both sides of each window's edge, and the last ones.
+        let windows = [0, 130_943, 130_944, 131_071, 131_072, m - 1];
+        for row in windows.into_iter().chain((0..m).step_by(9_973)) {
+            let full = oracle(&x[row * k..(row + 1) * k], &w, None, None, Act::None, k);
+            let (value, gate) = full.split_at(n / 2);
+            let expected: Vec<f64> =
+                value.iter().zip(gate).map(|(v, g)| v * Act::Gelu.oracle(*g)).collect();
+            let e = nmse(&y[row * n / 2..(row + 1) * n / 2], &expected);
+            assert!(e <= tolerance(Elem::F32), "{kernels:?}, row {row}: {e:.2e}");
+        }
     }
 }

@@ -18,10 +18,10 @@ mod unet_places;
 mod unet_remedies;
 mod unet_runs;
 mod unet_values;
+mod weights;
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,7 @@ pub use text::{ASKED, LlmOptions, TextLab, text_experiments};
 pub use unet::{PROMPTS, UnetLab, UnetOptions, unet_experiments};
 
 use super::compare::OnStage;
+use crate::files::write_whole;
 use crate::{Error, Result};
 
 /// Version of the file.
@@ -242,8 +243,8 @@ impl Study {
     pub fn write(&self, folder: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|e| Error::Runtime(format!("the study cannot be written as JSON: {e}")))?;
-        put(&folder.join(FILE), text.as_bytes())?;
-        put(&folder.join(PAGE), study_page(self).as_bytes())
+        write_whole(folder.join(FILE), text.as_bytes())?;
+        write_whole(folder.join(PAGE), study_page(self).as_bytes())
     }
 }
 
@@ -261,17 +262,6 @@ fn difference(a: &Setup, b: &Setup) -> String {
     differs.map_or("the kind of net".into(), |((name, was), (_, is))| {
         format!("{name}: {was}, now {is}")
     })
-}
-
-fn put(path: &PathBuf, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("part");
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    };
-    write().map_err(|e| Error::io(path, e))
 }
 
 /// An experiment: its name, the claims that it decides, and how it is done in a laboratory `L`.

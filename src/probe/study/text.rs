@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::imitate::imitated;
-use super::unet::Weights;
+use super::weights::Weights;
 use super::{Experiment, text_formats, text_methods, text_places, text_runs, text_values};
 use crate::gpu::{Elem, Gpu, interrupted};
 use crate::graph::Kernels;
@@ -257,10 +257,10 @@ pub(super) fn milli(kl: f64) -> String {
 
 /// 16-bit weights.
 pub(super) fn fp16() -> Result<Weights<'static>> {
-    Ok(Weights::Recipe(Recipe::builtin("fp16", "llm")?))
+    named("fp16")
 }
 
 /// What a user may write for weights.
 pub(super) fn named(argument: &str) -> Result<Weights<'static>> {
-    Ok(Weights::Recipe(Recipe::from_argument(argument, "llm")?))
+    Weights::named(argument, "llm")
 }

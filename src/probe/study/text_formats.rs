@@ -3,8 +3,8 @@
 
 use super::imitate::{Change, Imitation, Span};
 use super::text::{Judged, TextLab, matrix, milli, named};
-use super::unet::Weights;
 use super::unet_formats::imitations;
+use super::weights::Weights;
 use super::{Outcome, Section};
 use crate::Result;
 use crate::diffusion::rng::{Rng, RngKind};

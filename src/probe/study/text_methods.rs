@@ -3,17 +3,13 @@
 use std::time::Instant;
 
 use super::text::{Judged, TextLab, milli};
-use super::unet::Weights;
-use super::unet_methods::Q4_0;
+use super::weights::{Q4_0, Weights, within};
 use super::{Outcome, Section};
-use crate::gpu::interrupted;
+use crate::Result;
 use crate::probe::compare::OnStage;
 use crate::probe::plot::{Axis, Plot, number};
 use crate::quant::{Recipe, Statistics};
-use crate::weights::{
-    Form, Method, Quantize, Sensitivities, WeightStore, budget_recipe, quantize_with,
-};
-use crate::{Error, Result};
+use crate::weights::{Method, WeightStore};
 
 /// How weights are made.
 enum How {
@@ -47,16 +43,7 @@ fn budget_name(calibrated: bool) -> String {
 /// Everything that is compared. A net of which much stays in 16 bits may not fit the budget, which is then left out.
 fn plans(store: &WeightStore, statistics: &Statistics) -> Result<Vec<(String, How)>> {
     let int4 = Recipe::builtin("int4", "llm")?;
-    let budget = |known: Option<&Statistics>| match budget_recipe(
-        store,
-        &int4,
-        BITS,
-        &Sensitivities::default(),
-        known,
-    ) {
-        Err(Error::Usage(_)) => Ok(None),
-        other => other.map(Some),
-    };
+    let budget = |known| within(store, (&int4, BITS), known);
     let recipe = |words: &str| Recipe::from_argument(words, "llm").map(How::Recipe);
     let mut all = vec![
         (BASELINE.to_string(), How::Recipe(Recipe::parse("q4_0", Q4_0, "llm")?)),
@@ -110,23 +97,18 @@ fn tables_apart(statistics: &Statistics) -> Statistics {
     rest
 }
 
-/// Weights by way of a file, as `quantize` makes them; the seconds that it took, and their SQNR in dB.
+/// Packed weights, the seconds that they took, and their SQNR in dB.
 fn packed(
     lab: &TextLab,
     store: &WeightStore,
-    (recipe, method): (&Recipe, Method),
+    how: (&Recipe, Method),
     statistics: &Statistics,
 ) -> Result<(Weights<'static>, Option<(f64, f64)>)> {
     let start = Instant::now();
     let file = lab.options.scratch.join("study-llm.partial.safetensors");
-    let statistics = Some((statistics, "study"));
-    let how = Quantize { recipe, method, statistics, form: Form::Own };
-    let report = quantize_with(store, &how, &file, |_, _, _| interrupted())?;
-    let read = std::fs::read(&file).and_then(|bytes| std::fs::remove_file(&file).map(|()| bytes));
-    let bytes = read.map_err(|e| Error::io(&file, e))?;
-    let store = WeightStore::from_bytes("model.safetensors", bytes)?;
+    let (weights, report) = Weights::packed(store, how, statistics, &file)?;
     let codes = (start.elapsed().as_secs_f64(), report.sqnr_db.unwrap_or(f64::NAN));
-    Ok((Weights::Packed(store.into()), Some(codes)))
+    Ok((weights, Some(codes)))
 }
 
 fn find<'a>(found: &'a [Made], name: &str) -> Option<&'a Made> {

@@ -1,15 +1,13 @@
 //! The claim about attention: kinds of layers quantized alone, and what becomes of attention probabilities.
 
 use super::text::{Judged, TextLab, milli};
-use super::unet::Weights;
+use super::weights::{Weights, only};
 use super::{Outcome, Section};
 use crate::Result;
 use crate::probe::compare::OnStage;
 use crate::probe::compare_text::TextReport;
 use crate::probe::plot::{Axis, number};
 use crate::probe::plot_grid::BarList;
-use crate::quant::{QuantSpec, Recipe};
-use crate::weights::WeightStore;
 
 /// A kind of layer, by what the names of its weights hold.
 struct Kind {
@@ -33,21 +31,6 @@ const KINDS: [Kind; 6] = [
     Kind { name: "embeddings and head", holds: &["embed_tokens.", "lm_head.", "wte."] },
 ];
 
-/// fp16 but for the matrices of a kind, which are int4; and how many weights they have.
-fn only(store: &WeightStore, kind: &Kind) -> Result<(Recipe, u64)> {
-    let mut recipe = Recipe::builtin("fp16", "llm")?;
-    let mut weights = 0;
-    for name in store.names() {
-        let shape = store.shape(name)?;
-        let is = name.ends_with(".weight") && kind.holds.iter().any(|part| name.contains(part));
-        if shape.len() == 2 && is {
-            recipe.exact.insert(name.to_string(), QuantSpec::INT4);
-            weights += shape.iter().product::<usize>() as u64;
-        }
-    }
-    Ok((recipe, weights))
-}
-
 /// A kind and what its quantization alone does.
 struct Alone {
     name: &'static str,
@@ -67,7 +50,8 @@ pub(super) fn places(lab: &mut TextLab, on_stage: &mut OnStage<'_>) -> Result<Ve
     let store = lab.store()?;
     let mut kinds = Vec::new();
     for kind in &KINDS {
-        let (recipe, weights) = only(&store, kind)?;
+        let (recipe, weights) =
+            only(&store, "llm", |name| kind.holds.iter().any(|part| name.contains(part)))?;
         if weights > 0 {
             let judged = lab.judge(kind.name, &Weights::Recipe(recipe), on_stage)?;
             kinds.push(Alone { name: kind.name, weights, judged });

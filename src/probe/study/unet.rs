@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::imitate::{Change, imitated};
+use super::imitate::imitated;
+use super::weights::Weights;
 use super::{
     Experiment, unet_formats, unet_methods, unet_noise, unet_places, unet_remedies, unet_runs,
     unet_values,
@@ -67,16 +68,6 @@ pub fn unet_experiments() -> Vec<Experiment<UnetLab>> {
         Experiment { name: "low rank", claims: &["U18"], run: unet_remedies::branch },
         Experiment { name: "methods", claims: &["M"], run: unet_methods::methods },
     ]
-}
-
-/// Weights to be judged.
-pub(super) enum Weights<'a> {
-    /// The model's own, as a recipe says.
-    Recipe(Recipe),
-    /// A file of this program's form.
-    Packed(Rc<WeightStore>),
-    /// The weights that `recipe` packs, imitated.
-    Change(Recipe, Change<'a>),
 }
 
 /// What some weights do to ε on the latents of the 16-bit runs.
@@ -170,7 +161,7 @@ impl UnetLab {
     pub(super) fn runs(&mut self, on_stage: &mut OnStage<'_>) -> Result<Rc<Vec<Trajectory>>> {
         if self.runs.is_none() {
             let requests = self.options.requests.clone();
-            let runs = self.record(&requests, &Weights::fp16()?, "fp16", on_stage)?;
+            let runs = self.record(&requests, &fp16()?, "fp16", on_stage)?;
             self.runs = Some(Rc::new(runs));
         }
         self.runs.clone().ok_or_else(|| Error::Runtime("no run was recorded".into()))
@@ -254,14 +245,14 @@ impl UnetLab {
     }
 }
 
-impl Weights<'_> {
-    pub fn fp16() -> Result<Weights<'static>> {
-        Ok(Weights::Recipe(Recipe::builtin("fp16", "unet")?))
-    }
-    /// What a user may write for weights.
-    pub fn named(argument: &str) -> Result<Weights<'static>> {
-        Ok(Weights::Recipe(Recipe::from_argument(argument, "unet")?))
-    }
+/// The 16-bit UNet's weights.
+pub(super) fn fp16() -> Result<Weights<'static>> {
+    named("fp16")
+}
+
+/// What a user may write for a UNet's weights.
+pub(super) fn named(argument: &str) -> Result<Weights<'static>> {
+    Weights::named(argument, "unet")
 }
 
 /// Pictures against those of the 16-bit runs, means over the pairs.

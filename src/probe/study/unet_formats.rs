@@ -1,7 +1,8 @@
 //! Claims about number formats: every format on the same latents.
 
 use super::imitate::{Change, Form, Imitation, Span};
-use super::unet::{Judged, Painted, UnetLab, Weights, painted};
+use super::unet::{Judged, Painted, UnetLab, fp16, named, painted};
+use super::weights::Weights;
 use super::{Outcome, Section};
 use crate::Result;
 use crate::probe::compare::OnStage;
@@ -30,13 +31,13 @@ pub(super) fn formats(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<V
     for name in
         ["int4-g64-uniform", "int4-g64-cubic", "int4-g32-uniform", "int4-g32-cubic", "int8-g64"]
     {
-        let judged = lab.judge(name, &Weights::named(name)?, on_stage)?;
+        let judged = lab.judge(name, &named(name)?, on_stage)?;
         found.push(Format { name: name.into(), kind: "inknib's", judged });
     }
     let few = lab.few().to_vec();
-    lab.set(&Weights::fp16()?, on_stage)?;
+    lab.set(&fp16()?, on_stage)?;
     let base = lab.again(&few, "fp16", on_stage)?;
-    let eight = lab.record(&few, &Weights::named("int8")?, "int8", on_stage)?;
+    let eight = lab.record(&few, &named("int8")?, "int8", on_stage)?;
     let eight = painted(&eight, &base)?;
     let plain = Imitation::plain(8, Span::Channel);
     let weights = Weights::Change(recipe, Change::Imitation(&plain, None));

@@ -4,21 +4,16 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::imitate::{Change, Imitation, Span};
-use super::unet::{Judged, Painted, UnetLab, Weights, painted};
+use super::unet::{Judged, Painted, UnetLab, painted};
+use super::weights::{HQQ, Q4_0, Weights, within};
 use super::{Outcome, Section};
-use crate::gpu::{Elem, interrupted};
+use crate::Result;
+use crate::gpu::Elem;
 use crate::probe::calibrate::{Options, PROMPTS, Paint, calibrate_image, layers};
 use crate::probe::compare::OnStage;
 use crate::probe::plot::{Axis, Plot, number};
 use crate::quant::{Recipe, Statistics};
-use crate::weights::{
-    Form, Method, Quantize, Sensitivities, WeightStore, budget_recipe, quantize_with,
-};
-use crate::{Error, Result};
-
-/// llama.cpp's Q4_0 on every matrix, and HQQ in groups of 64 with the islands of `int4`.
-pub(super) const Q4_0: &str = include_str!("../../../examples/recipes/q4_0.toml");
-const HQQ: &str = include_str!("../../../examples/recipes/hqq-g64.toml");
+use crate::weights::{Method, WeightStore};
 
 /// How weights are made.
 enum How {
@@ -40,16 +35,7 @@ struct Made {
 /// Everything that is compared. A small net may keep too much in 16 bits for the budget, which is then left out.
 fn plans(store: &WeightStore, statistics: &Statistics) -> Result<Vec<(&'static str, How)>> {
     let int4 = Recipe::builtin("int4", "unet")?;
-    let budget = |known: Option<&Statistics>| match budget_recipe(
-        store,
-        &int4,
-        BITS,
-        &Sensitivities::default(),
-        known,
-    ) {
-        Err(Error::Usage(_)) => Ok(None),
-        other => other.map(Some),
-    };
+    let budget = |known| within(store, (&int4, BITS), known);
     let recipe = |words: &str| Recipe::from_argument(words, "unet").map(How::Recipe);
     let mut all = vec![
         ("Q4_0 on every layer", How::Recipe(Recipe::parse("q4_0", Q4_0, "unet")?)),
@@ -80,13 +66,16 @@ pub(super) fn methods(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<V
     let base = lab.runs(on_stage)?;
     let requests = lab.options.requests.clone();
     let channel = Imitation::plain(8, Span::Channel);
+    let file = lab.options.scratch.join("study-unet.partial.safetensors");
     let mut found = Vec::new();
     for (name, how) in plans(&store, &statistics)? {
         on_stage(name, 0, 0);
         let calibrated = matches!(how, How::Calibrated(..));
         let weights = match how {
             How::Recipe(recipe) => Weights::Recipe(recipe),
-            How::Calibrated(recipe, method) => lab.packed(&recipe, method, &statistics)?,
+            How::Calibrated(recipe, method) => {
+                Weights::packed(&store, (&recipe, method), &statistics, &file)?.0
+            }
             How::Channels(recipe) => Weights::Change(recipe, Change::Imitation(&channel, None)),
         };
         let judged = lab.judge(name, &weights, on_stage)?;
@@ -220,22 +209,6 @@ impl UnetLab {
     /// The file that keeps what calibration has summed up.
     fn sums(&self) -> PathBuf {
         self.options.scratch.join("calibration.safetensors")
-    }
-
-    /// Weights packed by a method, as a file of them would be loaded.
-    fn packed(
-        &self,
-        recipe: &Recipe,
-        method: Method,
-        statistics: &Statistics,
-    ) -> Result<Weights<'static>> {
-        let file = self.options.scratch.join("study-unet.partial.safetensors");
-        let how =
-            Quantize { recipe, method, statistics: Some((statistics, "study")), form: Form::Own };
-        quantize_with(&self.store()?, &how, &file, |_, _, _| interrupted())?;
-        let read = std::fs::read(&file).and_then(|b| std::fs::remove_file(&file).map(|()| b));
-        let bytes = read.map_err(|e| Error::io(&file, e))?;
-        Ok(Weights::Packed(Rc::new(WeightStore::from_bytes("unet.safetensors", bytes)?)))
     }
 
     /// Error of ε and PSNR with weights rounded to bfloat16, of the first pairs.

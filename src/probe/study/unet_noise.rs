@@ -1,6 +1,6 @@
 //! Claims about amplitudes: made-up noise of a known size in ε, and guidance as an amplifier.
 
-use super::unet::{UnetLab, Weights, painted};
+use super::unet::{UnetLab, fp16, named, painted};
 use super::{Outcome, Section};
 use crate::Result;
 use crate::diffusion::rng::{Rng, RngKind};
@@ -33,7 +33,7 @@ fn gain(row: &StepCoefficients) -> f32 {
 /// U3: noise of a known amplitude in every answer.
 pub(super) fn noise(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Vec<Section>> {
     let requests = lab.few().to_vec();
-    lab.set(&Weights::fp16()?, on_stage)?;
+    lab.set(&fp16()?, on_stage)?;
     let base = lab.again(&requests, "fp16", on_stage)?;
     let mut found = Vec::new();
     for (i, amplitude) in AMPLITUDES.into_iter().enumerate() {
@@ -159,8 +159,8 @@ pub(super) fn guidance(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<
         let mut requests = lab.few().to_vec();
         requests.iter_mut().for_each(|r| r.guidance = scale);
         let name = format!("guidance {scale}");
-        let base = lab.record(&requests, &Weights::fp16()?, &name, on_stage)?;
-        let ours = lab.record(&requests, &Weights::named("int4")?, &name, on_stage)?;
+        let base = lab.record(&requests, &fp16()?, &name, on_stage)?;
+        let ours = lab.record(&requests, &named("int4")?, &name, on_stage)?;
         let (plain, after, rho) = forced(lab, &requests, &base, on_stage)?;
         found.push(Guided { scale, plain, after, rho, psnr: painted(&ours, &base)?.psnr });
     }

@@ -1,6 +1,7 @@
 //! Claims about where the error arises: parts of the net quantized alone.
 
-use super::unet::{Judged, UnetLab, Weights, painted};
+use super::unet::{Judged, UnetLab, fp16, painted};
+use super::weights::{Weights, only};
 use super::{Outcome, Section};
 use crate::Result;
 use crate::probe::attention_kl::AttentionError;
@@ -8,8 +9,6 @@ use crate::probe::compare::OnStage;
 use crate::probe::compare_image::ImageReport;
 use crate::probe::plot::{Axis, number};
 use crate::probe::plot_grid::BarList;
-use crate::quant::{QuantSpec, Recipe};
-use crate::weights::WeightStore;
 
 /// A part of the net, by the names of its weights.
 struct Part {
@@ -62,20 +61,6 @@ fn time(name: &str) -> bool {
     name.contains("time_emb") || name.starts_with("add_embedding.")
 }
 
-/// fp16 but for the matrices of a part, which are int4.
-fn only(store: &WeightStore, part: &Part) -> Result<(Recipe, u64)> {
-    let mut recipe = Recipe::builtin("fp16", "unet")?;
-    let mut weights = 0;
-    for name in store.names() {
-        let shape = store.shape(name)?;
-        if shape.len() >= 2 && name.ends_with(".weight") && (part.has)(name) {
-            recipe.exact.insert(name.to_string(), QuantSpec::INT4);
-            weights += shape.iter().product::<usize>() as u64;
-        }
-    }
-    Ok((recipe, weights))
-}
-
 /// A part and what its quantization alone does.
 struct Alone {
     name: &'static str,
@@ -94,7 +79,7 @@ fn alone(lab: &mut UnetLab, parts: &[Part], on_stage: &mut OnStage<'_>) -> Resul
     let store = lab.store()?;
     let mut found = Vec::new();
     for part in parts {
-        let (recipe, weights) = only(&store, part)?;
+        let (recipe, weights) = only(&store, "unet", part.has)?;
         if weights > 0 {
             let judged = lab.judge(part.name, &Weights::Recipe(recipe), on_stage)?;
             found.push(Alone { name: part.name, weights, judged });
@@ -109,7 +94,7 @@ pub(super) fn places(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Ve
     let kinds = alone(lab, &KINDS, on_stage)?;
     let readers = alone(lab, &[CONCATENATED], on_stage)?;
     let base = {
-        lab.set(&Weights::fp16()?, on_stage)?;
+        lab.set(&fp16()?, on_stage)?;
         let few = lab.few().to_vec();
         lab.again(&few, "fp16", on_stage)?
     };
@@ -117,7 +102,7 @@ pub(super) fn places(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Ve
     let few = lab.few().to_vec();
     let mut pictures = Vec::new();
     for part in REGIONS.iter().chain([&CONCATENATED]) {
-        let (recipe, weights) = only(&store, part)?;
+        let (recipe, weights) = only(&store, "unet", part.has)?;
         if weights > 0 {
             let runs = lab.record(&few, &Weights::Recipe(recipe), part.name, on_stage)?;
             pictures.push((part.name, painted(&runs, &base)?));

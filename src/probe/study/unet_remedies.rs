@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::imitate::Change;
-use super::unet::{Judged, UnetLab, Weights, painted};
+use super::unet::{Judged, UnetLab, fp16, named, painted};
+use super::weights::Weights;
 use super::{Outcome, Section};
 use crate::Result;
 use crate::diffusion::text_to_image::{Request, RunState};
@@ -21,7 +22,7 @@ type Answers = Vec<[Vec<f32>; 2]>;
 /// U16: what a table of a few numbers a step could take out of the error.
 pub(super) fn correction(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Vec<Section>> {
     let runs = lab.runs(on_stage)?;
-    lab.set(&Weights::named("int4")?, on_stage)?;
+    lab.set(&named("int4")?, on_stage)?;
     let count = runs.first().map_or(0, |run| run.eps.len());
     let mut rows = Vec::new();
     for step in (0..count).step_by(count.div_ceil(5).max(1)) {
@@ -137,7 +138,7 @@ fn by_a_table(rows: &[(usize, [f64; 4])], runs: usize) -> Section {
 /// U17: int8 at some steps, int4 at all others.
 pub(super) fn some_steps(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Vec<Section>> {
     let requests = lab.few().to_vec();
-    lab.set(&Weights::fp16()?, on_stage)?;
+    lab.set(&fp16()?, on_stage)?;
     let base = lab.again(&requests, "fp16", on_stage)?;
     let count = base.first().map_or(0, |run| run.eps.len());
     let fifth = count.div_ceil(5);
@@ -150,7 +151,7 @@ pub(super) fn some_steps(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Resul
     ] {
         found.push((name, mixed(lab, (&requests, &base), fine, on_stage)?));
     }
-    let all = painted(&lab.record(&requests, &Weights::named("int8")?, "int8", on_stage)?, &base)?;
+    let all = painted(&lab.record(&requests, &named("int8")?, "int8", on_stage)?, &base)?;
     found.push(("all".to_string(), [all.latents, all.psnr]));
     Ok(vec![planes(&found, fifth)])
 }
@@ -170,7 +171,7 @@ fn mixed(
             continue;
         }
         let weights = if part == fine { "int8" } else { "int4" };
-        lab.set(&Weights::named(weights)?, on_stage)?;
+        lab.set(&named(weights)?, on_stage)?;
         let net = lab.net(on_stage)?;
         for ((request, base), state) in requests.iter().zip(base).zip(&mut states) {
             let mut run = net.prepare(request)?;
@@ -250,7 +251,7 @@ pub(super) fn branch(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Ve
     let int4 = Recipe::builtin("int4", "unet")?;
     let mut found = Vec::new();
     for name in ["int4", "int4-g32-cubic", "int8"] {
-        found.push((name.to_string(), lab.judge(name, &Weights::named(name)?, on_stage)?));
+        found.push((name.to_string(), lab.judge(name, &named(name)?, on_stage)?));
     }
     for rank in [4, 16] {
         let name = format!("int4 and a branch of rank {rank}");

@@ -1,7 +1,7 @@
 //! Claims that whole paired runs decide: how errors travel from step to step, what they are made of, and which steps
 //! matter.
 
-use super::unet::UnetLab;
+use super::unet::{UnetLab, fp16, named};
 use super::{Outcome, Section};
 use crate::Result;
 use crate::probe::compare::OnStage;
@@ -235,8 +235,8 @@ fn lengths(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<Vec<Length>>
         let mut requests = lab.few().to_vec();
         requests.iter_mut().for_each(|r| r.steps = steps);
         let name = format!("{steps} steps");
-        let base = lab.record(&requests, &super::unet::Weights::fp16()?, &name, on_stage)?;
-        let ours = lab.record(&requests, &super::unet::Weights::named("int4")?, &name, on_stage)?;
+        let base = lab.record(&requests, &fp16()?, &name, on_stage)?;
+        let ours = lab.record(&requests, &named("int4")?, &name, on_stage)?;
         let (mut latents, mut db) = (0.0, 0.0);
         for (a, b) in ours.iter().zip(&base) {
             if let (Some(x), Some(y)) = (a.latents.last(), b.latents.last()) {

@@ -1,6 +1,7 @@
 //! Claims about the values between layers and about the shapes of weights.
 
-use super::unet::{UnetLab, Weights};
+use super::unet::{UnetLab, fp16, named};
+use super::weights::Weights;
 use super::{Outcome, Section};
 use crate::Result;
 use crate::graph::Kernels;
@@ -33,9 +34,9 @@ pub(super) fn activations(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Resu
     };
     let mut right = Vec::new();
     for at in steps {
-        right.push(taps(lab, &Weights::fp16()?, at, on_stage)?);
+        right.push(taps(lab, &fp16()?, at, on_stage)?);
     }
-    let wrong = taps(lab, &Weights::named("int4")?, steps[1], on_stage)?;
+    let wrong = taps(lab, &named("int4")?, steps[1], on_stage)?;
     let weights = groups(&lab.store()?)?;
     let sigmas = steps.map(|at| f64::from(runs[0].rows[at].sigma));
     Ok(vec![
