@@ -284,7 +284,7 @@ fn copy_the_rest(
     };
     let mut config: serde_json::Value = read_json(&model.path, last)?;
     config["quantization_config"] = quantization.clone();
-    write_whole(&out.join(last), format!("{config:#}\n").as_bytes())
+    write_whole(out.join(last), format!("{config:#}\n").as_bytes())
 }
 
 /// Names in a folder, in order, hidden ones left out.

@@ -117,5 +117,5 @@ pub(super) fn finished(args: &Args, net: &Net, store: &WeightStore) -> bool {
 pub(super) fn remember(out: &Path, partial: &Partial) -> Result<()> {
     let text = serde_json::to_string(partial)
         .map_err(|e| Error::Runtime(format!("the state of the run cannot be written: {e}")))?;
-    write_whole(&out.join(PARTIAL), text.as_bytes())
+    write_whole(out.join(PARTIAL), text.as_bytes())
 }
