@@ -54,7 +54,7 @@ fn main() -> inknib::Result<()> {
     drop(net);
     println!("{:24} {:>8} {:>14} {:>14} {:>8}", "weights", "ε, dB", "PSNR, dB", "SSIM", "bits");
     for variant in variants {
-        let name = Path::new(variant).file_stem().unwrap_or_default().display().to_string();
+        let name = name(variant);
         if out.join(format!("{name}.txt")).exists() {
             continue;
         }
@@ -131,7 +131,7 @@ fn measure(
         ssims.push(ssim(&a, &b, image.width, image.height, 3)?);
         images.push(image);
     }
-    let name = Path::new(weights).file_stem().unwrap_or_default().display().to_string();
+    let name = name(weights);
     save(out, &name, images.iter())?;
     let of = |values: Vec<f64>, digits: usize| {
         let estimate = Estimate::of(values.into_iter());
@@ -139,6 +139,13 @@ fn measure(
     };
     let db = -10.0 * (noise / f64::max(count, 1.0)).log10();
     Ok(format!("{name:24} {db:8.2} {:>14} {:>14} {bits:8.2}", of(psnrs, 2), of(ssims, 4)))
+}
+
+/// What a variant is called: a folder's whole name, which may have dots in it; a file's without `.toml`.
+fn name(weights: &str) -> String {
+    let path = Path::new(weights);
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.unwrap_or_default().display().to_string()
 }
 
 fn save<'a>(out: &Path, name: &str, images: impl Iterator<Item = &'a Image>) -> inknib::Result<()> {

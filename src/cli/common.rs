@@ -23,7 +23,7 @@ use crate::{Error, Result};
 #[command(next_help_heading = "GPU")]
 pub struct GpuArgs {
     /// An index of `inknib devices` or a part of an adapter's name [default: the best one]
-    #[arg(long, value_name = "INDEX|NAME")]
+    #[arg(long, visible_alias = "adapter", value_name = "INDEX|NAME")]
     pub device: Option<String>,
     /// GPU memory that may be taken in all, e.g. 4G, 512MiB or bytes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]

@@ -26,10 +26,12 @@ pub mod quantize;
 mod quantize_calibrate;
 mod quantize_state;
 pub mod repl;
+pub mod report;
 pub mod sampling;
 pub mod show;
 mod show_gguf;
 pub mod study;
+pub mod test;
 pub mod verify;
 
 use std::io::Write;
@@ -93,8 +95,12 @@ pub enum Command {
     Study(study::Args),
     /// Measure how well a language model predicts a text, and what its weights cost
     Perplexity(perplexity::Args),
+    /// Run every kernel in every form against an f64 oracle: is this GPU, with this driver, right?
+    Test(test::Args),
     /// Measure the speed and memory of a language model
     Bench(bench::Args),
+    /// Lay results of `test` and `bench` of several adapters side by side
+    Report(report::Args),
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
     /// Test whether a GPU computes right, and say how it will be used
@@ -117,7 +123,9 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Compare(args) => compare::run(args, ui),
         Command::Study(args) => study::run(args, ui),
         Command::Perplexity(args) => perplexity::run(args, ui),
+        Command::Test(args) => test::run(args, ui),
         Command::Bench(args) => bench::run(args, ui),
+        Command::Report(args) => report::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
         Command::Verify(args) => verify::run(args, ui),

@@ -198,7 +198,9 @@ impl Gpu {
     }
     /// A buffer of parameters.
     pub fn uniform(&self, label: &str, bytes: u64) -> Result<Buffer> {
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let usage = wgpu::BufferUsages::UNIFORM
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
         Buffer::new(&self.inner.device, &self.inner.ledger, label, bytes, usage)
     }
     /// A storage buffer with this content.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::buffer::{Buffer, mib};
 use super::device::{Gpu, interrupted};
 use super::kernel::Kernel;
+use super::spec::Spec;
 use crate::{Error, Result};
 
 /// A wait that takes longer than this is taken for a hung device.
@@ -38,7 +39,21 @@ pub struct Step {
     groups: Vec<wgpu::BindGroup>,
     dims: [u32; 3],
     /// What the groups bind: as long as the step is there its memory is, and the ledger counts it.
-    _held: Vec<Buffer>,
+    sets: Vec<Vec<Option<Bind>>>,
+}
+
+impl Step {
+    pub fn spec(&self) -> &Spec {
+        &self.kernel.spec
+    }
+    /// Workgroups in x, y, z.
+    pub fn dims(&self) -> [u32; 3] {
+        self.dims
+    }
+    /// For each bind group, in binding order, what is bound.
+    pub fn sets(&self) -> &[Vec<Option<Bind>>] {
+        &self.sets
+    }
 }
 
 /// What a submission is made of.
@@ -141,8 +156,7 @@ impl Gpu {
             let name = kernel.spec.describe();
             return Err(Error::Runtime(format!("kernel {name}: buffers do not fit: {error}")));
         }
-        let held = sets.iter().flatten().flatten().map(|bind| bind.buffer.clone()).collect();
-        Ok(Step { kernel: kernel.clone(), groups, dims, _held: held })
+        Ok(Step { kernel: kernel.clone(), groups, dims, sets: sets.to_vec() })
     }
 
     /// Sends the commands to the device and returns at once, unless too much is in flight already.

@@ -2,6 +2,7 @@
 
 use bytemuck::Pod;
 
+use super::storage::Region;
 use super::weight::{Chunk, Vector, weight_part};
 use super::{Node, Shape};
 use crate::gpu::{Bind, Buffer, Caps, Elem, Spec, buffer_bytes};
@@ -253,21 +254,22 @@ impl Arg {
             Arg::Nothing => 0,
         }
     }
-    pub(crate) fn bind(&self, slots: &[Buffer]) -> Option<Bind> {
+    pub(crate) fn bind(&self, slots: &[Region]) -> Option<Bind> {
         let (operand, from) = match self {
             Arg::Operand(operand) => (operand, 0),
             Arg::Rows(operand, from, _) => (operand, *from as u64 * operand.row_bytes()),
             Arg::Vector(v) => return Some(Bind::whole(&v.buffer)),
             Arg::Nothing => return None,
         };
-        let buffer = match &operand.place {
-            Place::Slot(i) => &slots[*i],
-            Place::Buffer(buffer) => buffer,
+        let (buffer, base) = match &operand.place {
+            Place::Slot(i) => (&slots[*i].buffer, slots[*i].base),
+            Place::Buffer(buffer) => (buffer, 0),
         };
         // A slot may be larger than the value in it, and than what a binding holds.
         let whole = matches!((self, &operand.place), (Arg::Operand(_), Place::Buffer(_)));
         let bytes = if whole { buffer.bytes() } else { buffer_bytes(self.bytes()) };
-        let bytes = bytes.min(buffer.bytes() - from);
-        Some(Bind { buffer: buffer.clone(), offset: from, bytes })
+        let offset = base + from;
+        let bytes = bytes.min(buffer.bytes() - offset);
+        Some(Bind { buffer: buffer.clone(), offset, bytes })
     }
 }

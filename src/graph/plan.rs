@@ -7,6 +7,7 @@ use half::f16;
 
 use super::footprint::Footprint;
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
+use super::storage::{GUARD, GUARD_WORD, Region};
 use super::stream::{Placer, Stream};
 use super::{Arena, Graph, Home, Node, Observe, fuse, storage};
 use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, buffer_bytes, interrupted};
@@ -23,6 +24,9 @@ pub struct PlanOptions {
     pub no_fusion: bool,
     /// Fill all planned memory with NaN first, so that a value nobody wrote shows.
     pub poison: bool,
+    /// Keep words around all planned memory that [`Plan::guards_intact`] looks at. Such a plan cannot be connected to
+    /// others by [`Plan::buffer`].
+    pub guards: bool,
     /// Memory shared with other plans, which then must not run before this one's outputs were read.
     pub arena: Option<Arena>,
     /// Bytes of GPU memory through which weights pass that stay on the host; at least what the largest
@@ -36,6 +40,8 @@ pub struct PlanOptions {
 #[derive(Clone, Debug)]
 struct Named {
     buffer: Buffer,
+    /// Where the value begins in it.
+    base: u64,
     shape: super::Shape,
     elem: Elem,
 }
@@ -45,6 +51,8 @@ struct Named {
 pub struct Launch {
     pub op: &'static str,
     pub kernel: String,
+    /// Workgroups in x, y, z.
+    pub groups: [u32; 3],
     pub flops: u64,
     /// Bytes of weights that it reads, each counted once.
     pub weight_bytes: u64,
@@ -60,6 +68,8 @@ pub struct Plan {
     taps: Vec<(String, Named)>,
     activation_bytes: u64,
     stream: Option<Stream>,
+    /// Memory between guards, and its bytes.
+    guarded: Vec<(Region, u64)>,
 }
 
 /// Work in one submission: about a tenth of a second on a GPU, so that no watchdog of a driver fires. A
@@ -95,9 +105,27 @@ impl Plan {
         });
         let inputs = named(inputs.filter(|(_, id)| live[*id]).collect()).into_iter().collect();
         let (outputs, taps) = (named(outputs), named(taps));
-        let activation_bytes = slots.iter().map(Buffer::bytes).sum();
+        let activation_bytes = slots.iter().map(|slot| slot.buffer.bytes()).sum();
+        let guarded = match options.guards {
+            true => slots.into_iter().zip(builder.slots.sizes.iter().copied()).collect(),
+            false => Vec::new(),
+        };
         let gpu = gpu.clone();
-        Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream })
+        Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream, guarded })
+    }
+
+    /// The launches that [`Plan::new`] would make of this graph, found without compiling or taking anything.
+    ///
+    /// # Errors
+    /// As [`Plan::footprint`].
+    pub fn outline(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Vec<Launch>> {
+        let mut nodes = nodes(gpu, graph)?;
+        let roots: Vec<usize> = graph.outputs.borrow().iter().map(|(_, id)| *id).collect();
+        let live = live_nodes(&mut nodes, &roots, options);
+        let nothing = gpu.buffer("nothing", 16)?;
+        let mut builder = Builder::new(gpu, options, graph.act(), Some(nothing));
+        let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
+        Ok(dispatches.iter().zip(owners).map(|(d, owner)| launch(d, &nodes[owner])).collect())
     }
 
     /// What [`Plan::new`] would take for this graph, found without taking it or compiling anything.
@@ -204,12 +232,25 @@ impl Plan {
     /// Reads an integer output.
     pub fn read_u32(&self, name: &str) -> Result<Vec<u32>> {
         let named = self.named(name)?;
-        let bytes = self.gpu.read(&named.buffer, 0, named.shape.len() as u64 * 4)?;
+        let bytes = self.gpu.read(&named.buffer, named.base, named.shape.len() as u64 * 4)?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
     /// Every tapped value, in recording order. Empty unless the plan was made with taps.
     pub fn taps(&self) -> Result<Vec<(String, Tensor)>> {
         self.taps.iter().map(|(name, n)| Ok((name.clone(), self.tensor(n)?))).collect()
+    }
+    /// Whether the words around all planned memory are as they were; true for a plan without guards.
+    pub fn guards_intact(&self) -> Result<bool> {
+        for (region, bytes) in &self.guarded {
+            for at in [0, region.base + buffer_bytes(*bytes)] {
+                let words = self.gpu.read(&region.buffer, at, GUARD)?;
+                let words: Vec<u32> = bytemuck::pod_collect_to_vec(&words);
+                if words.iter().any(|word| *word != GUARD_WORD) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
     /// Bytes of activations.
     pub fn activation_bytes(&self) -> u64 {
@@ -218,6 +259,15 @@ impl Plan {
     /// Bytes of the pool through which weights are streamed.
     pub fn stream_bytes(&self) -> u64 {
         self.stream.as_ref().map_or(0, Stream::bytes)
+    }
+    /// Every launch with its kernel and what it binds: what another runtime needs to run the same.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+    /// Where an input or output lies: its memory, the first byte and the number of bytes.
+    pub fn place(&self, name: &str) -> Result<(&Buffer, u64, u64)> {
+        let named = self.named(name)?;
+        Ok((&named.buffer, named.base, named.shape.len() as u64 * named.elem.bytes()))
     }
     pub fn launches(&self) -> &[Launch] {
         &self.launches
@@ -241,8 +291,8 @@ impl Plan {
     }
 
     fn tensor(&self, named: &Named) -> Result<Tensor> {
-        let bytes =
-            self.gpu.read(&named.buffer, 0, named.shape.len() as u64 * named.elem.bytes())?;
+        let len = named.shape.len() as u64 * named.elem.bytes();
+        let bytes = self.gpu.read(&named.buffer, named.base, len)?;
         let data = match named.elem {
             Elem::F32 => Data::F32(bytemuck::pod_collect_to_vec(&bytes)),
             Elem::F16 => Data::F16(bytemuck::pod_collect_to_vec(&bytes)),
@@ -419,24 +469,33 @@ impl<'a> Builder<'a> {
         Operand { shape: nodes[id].shape, elem: nodes[id].elem, place }
     }
 
-    fn named(&self, nodes: &[Node], id: usize, slots: &[Buffer]) -> Named {
+    fn named(&self, nodes: &[Node], id: usize, slots: &[Region]) -> Named {
         let operand = self.operand(nodes, id);
-        let buffer = match operand.place {
-            Place::Slot(slot) => slots[slot].clone(),
-            Place::Buffer(buffer) => buffer,
+        let (buffer, base) = match operand.place {
+            Place::Slot(slot) => (slots[slot].buffer.clone(), slots[slot].base),
+            Place::Buffer(buffer) => (buffer, 0),
         };
-        Named { buffer, shape: operand.shape, elem: operand.elem }
+        Named { buffer, base, shape: operand.shape, elem: operand.elem }
     }
 
-    fn allocate(&self) -> Result<Vec<Buffer>> {
+    fn allocate(&self) -> Result<Vec<Region>> {
         let arena = self.options.arena.clone().unwrap_or_default();
-        let buffers = arena.allocate(self.gpu, &self.slots.sizes)?;
-        if self.options.poison {
-            for buffer in &buffers {
+        let base = if self.options.guards { GUARD } else { 0 };
+        let sizes: Vec<u64> =
+            self.slots.sizes.iter().map(|bytes| buffer_bytes(*bytes) + 2 * base).collect();
+        let buffers = arena.allocate(self.gpu, &sizes)?;
+        for (buffer, bytes) in buffers.iter().zip(&self.slots.sizes) {
+            if self.options.poison {
                 self.gpu.write(buffer, 0, &vec![0xff; buffer.bytes() as usize])?;
             }
+            if self.options.guards {
+                let words = [GUARD_WORD; (GUARD / 4) as usize];
+                self.gpu.write(buffer, 0, bytemuck::cast_slice(&words))?;
+                let behind = base + buffer_bytes(*bytes);
+                self.gpu.write(buffer, behind, bytemuck::cast_slice(&words))?;
+            }
         }
-        Ok(buffers)
+        Ok(buffers.into_iter().map(|buffer| Region { buffer, base }).collect())
     }
 
     /// Compiles every kernel, writes all params into one buffer and binds everything.
@@ -445,7 +504,7 @@ impl<'a> Builder<'a> {
         nodes: &[Node],
         dispatches: Vec<Dispatch>,
         owners: &[usize],
-        slots: &[Buffer],
+        slots: &[Region],
     ) -> Result<(Vec<Step>, Vec<Launch>, Option<Stream>)> {
         let (bytes, offsets) = params(self.gpu, &dispatches);
         let params = self.gpu.uniform("params", bytes.len() as u64)?;
@@ -474,11 +533,19 @@ impl<'a> Builder<'a> {
                 e => Error::Runtime(format!("{}:{}: {e}", node.at.file(), node.at.line())),
             })?;
             steps.push(step);
-            let op = node.op.as_ref().map_or("", |op| op.name());
-            let (flops, weight_bytes) = (dispatch.flops, dispatch.weight_bytes);
-            launches.push(Launch { op, kernel: dispatch.spec.describe(), flops, weight_bytes });
+            launches.push(launch(dispatch, node));
         }
         Ok((steps, launches, placer.map(Placer::finish)))
+    }
+}
+
+fn launch(dispatch: &Dispatch, node: &Node) -> Launch {
+    Launch {
+        op: node.op.as_ref().map_or("", |op| op.name()),
+        kernel: dispatch.spec.describe(),
+        groups: dispatch.groups,
+        flops: dispatch.flops,
+        weight_bytes: dispatch.weight_bytes,
     }
 }
 

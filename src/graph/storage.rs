@@ -45,6 +45,18 @@ impl Arena {
     }
 }
 
+/// Where a slot's value lies in its buffer: behind a guard, if the plan has guards.
+#[derive(Clone, Debug)]
+pub(crate) struct Region {
+    pub buffer: Buffer,
+    pub base: u64,
+}
+
+/// Bytes before and behind every slot of a plan with guards; a binding may begin behind so many on any adapter.
+pub(crate) const GUARD: u64 = 256;
+/// What guards are filled with: no value that a kernel would write there by chance.
+pub(crate) const GUARD_WORD: u32 = 0x9e1f_0a5c;
+
 /// Sizes of the plan's slots and where each planned node lies.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
