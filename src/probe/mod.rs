@@ -6,6 +6,7 @@ pub mod bench;
 pub mod bench_formats;
 pub mod bench_image;
 pub mod calibrate;
+pub mod ceilings;
 pub mod compare;
 pub mod compare_image;
 pub mod compare_reports;
