@@ -3,8 +3,11 @@
 
 pub mod attention_kl;
 pub mod bench;
+mod bench_case;
 pub mod bench_formats;
 pub mod bench_image;
+pub mod bench_ops;
+mod bench_shapes;
 pub mod calibrate;
 pub mod ceilings;
 pub mod compare;
