@@ -5,7 +5,9 @@
 //! Result<()>`, a `mod` line, and an arm in [`Command`] and in `dispatch`.
 
 pub mod bench;
+mod bench_files;
 mod bench_image;
+mod bench_ops;
 pub mod chat;
 pub mod common;
 pub mod compare;
@@ -93,7 +95,7 @@ pub enum Command {
     Study(study::Args),
     /// Measure how well a language model predicts a text, and what its weights cost
     Perplexity(perplexity::Args),
-    /// Measure the speed and memory of a language model
+    /// Measure the speed and memory of a model, or of every op
     Bench(bench::Args),
     /// List the GPUs that can be used, best first
     Devices(devices::Args),
