@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::bench_files::Files;
 use super::bench_ops::{ceilings, in_words};
-use super::common::{Family, GpuArgs, ModelArgs, Ui, table};
+use super::common::{Family, GpuArgs, ModelArgs, ModelFolder, Ui, table};
 use super::json;
 use super::language::{KvChoice, LoadedNet, load_net};
 use crate::gpu::{self, Gpu};
@@ -123,7 +123,7 @@ impl Args {
     }
 }
 
-/// Measures every test; a row appears as soon as it is known.
+/// Measures what was asked for: formats, ops, or a model.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if args.formats {
         return formats(args, ui);
@@ -138,9 +138,14 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         ));
     }
     let folder = args.model.folder(Some("demo-chat"))?;
-    if folder.family == Family::TextToImage {
-        return super::bench_image::run(args, &folder, &files, ui);
+    match folder.family {
+        Family::TextToImage => super::bench_image::run(args, &folder, &files, ui),
+        Family::Llm => language(args, &folder, &files, ui),
     }
+}
+
+/// Every test of a language model.
+fn language(args: &Args, folder: &ModelFolder, files: &Files, ui: &Ui) -> Result<()> {
     let longest = LanguageConfig::read(&folder.path)?.max_position_embeddings();
     let tests = args.tests(longest);
     let context = tests.iter().map(Test::context).max().unwrap_or(0);

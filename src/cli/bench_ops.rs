@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::bench::Args;
-use super::bench_files::Files;
+use super::bench_files::{Files, show};
 use super::common::Ui;
 use super::json;
 use crate::Result;
 use crate::graph::PlanOptions;
-use crate::probe::bench_ops::{OpMeasured, OpsAsked, OpsBench, check_names};
+use crate::probe::bench_ops::{Clock, OpsAsked, OpsBench, check_names};
 use crate::probe::bench_report::sheets;
 use crate::probe::ceilings::Ceilings;
 
@@ -63,10 +63,10 @@ pub(super) fn run(args: &Args, files: &Files, ui: &Ui) -> Result<()> {
     }
     let shown = ["Ceilings", "Ops"];
     for sheet in sheets(&report)?.iter().filter(|sheet| shown.contains(&sheet.title)) {
-        super::bench_files::show(sheet, ui)?;
+        show(sheet, ui)?;
     }
-    let clock = match rows.first().map(|row: &OpMeasured| row.clock) {
-        Some(crate::probe::bench_ops::Clock::Timestamps) => "the device's timestamps",
+    let clock = match rows.first().map(|row| row.clock) {
+        Some(Clock::Timestamps) => "the device's timestamps",
         _ => "the host's clock, submissions included",
     };
     let (count, seconds) = gpu.compile_cost();

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Clock {
-    /// The device's, around each launch.
+    /// The device's, around runs that follow each other in one submission.
     Timestamps,
     /// The host's, around several submissions.
     Host,
@@ -152,27 +152,30 @@ impl OpsBench<'_> {
     /// Milliseconds of one run, so often as a short while allows.
     fn samples(&self, plan: &Plan, quick: bool) -> Result<(Clock, Vec<f64>)> {
         const LEAST: usize = 3;
-        /// The host's clock and a submission's cost say little about less.
-        const LONG: f64 = 0.005;
+        /// Clocks and what surrounds a run say little about less than so many milliseconds.
+        const LONG: f64 = 5.0;
+        const MOST_RUNS: usize = 256;
         let (most, while_) = if quick { (7, 0.2) } else { (31, 0.6) };
-        let start = Instant::now();
-        let mut samples = Vec::new();
-        let clock = match plan.profile()? {
+        let clock = match plan.device_ms(1)? {
             Some(_) => Clock::Timestamps,
             None => Clock::Host,
         };
-        let mut times = 1;
-        while clock == Clock::Host && times < 256 && host_seconds(self.gpu, plan, times)? < LONG {
-            times *= 2;
+        let sample = |runs: usize| -> Result<f64> {
+            interrupted()?;
+            match plan.device_ms(runs)? {
+                Some(ms) => Ok(ms),
+                None => Ok(1e3 * host_seconds(self.gpu, plan, runs)? / runs as f64),
+            }
+        };
+        let mut runs = 1;
+        while runs < MOST_RUNS && sample(runs)? * (runs as f64) < LONG {
+            runs *= 2;
         }
+        let (start, mut samples) = (Instant::now(), Vec::new());
         while samples.len() < LEAST
             || (samples.len() < most && start.elapsed().as_secs_f64() < while_)
         {
-            interrupted()?;
-            samples.push(match plan.profile()? {
-                Some(launches) => launches.iter().map(|(_, ms)| ms).sum(),
-                None => 1e3 * host_seconds(self.gpu, plan, times)? / times as f64,
-            });
+            samples.push(sample(runs)?);
         }
         Ok((clock, samples))
     }
