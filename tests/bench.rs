@@ -33,8 +33,12 @@ fn bench_prints_speed_and_memory() {
     let rows = answer["models"].as_array().unwrap();
     let names: Vec<&str> = rows.iter().map(|r| r["test"].as_str().unwrap()).collect();
     assert_eq!(names, ["pp24", "tg8", "pp24 @ d40", "tg8 @ d40"]);
+    for name in ["copy_gb_s", "fma_gflop_s", "int_dot_gop_s", "dispatch_us", "submit_us"] {
+        assert!(answer["ceilings"][name].as_f64().unwrap() > 0.0, "{name}: {answer}");
+    }
     for row in rows {
         assert!(row["tokens_per_second"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["fraction_of_ceiling"].as_f64().unwrap() > 0.0, "{row}");
         let memory = |name: &str| row["memory"][name].as_u64().unwrap();
         // A token reads every matrix once, and of the embedding (tied: once more as the head) one row.
         let (read, weights) = (memory("weights_read_per_token"), memory("weights"));
@@ -188,5 +192,100 @@ fn forms_of_four_bits_side_by_side() {
         // What is held against itself costs nothing; the others are measured, not judged, on a shared machine.
         let plain = cost["format"] == "int4-g64-uniform";
         assert_eq!(plain, cost["over_plain"] == 0.0, "{cost}");
+    }
+}
+
+/// As `run`, of ops: there is no model.
+fn run_ops(args: &[&str]) -> (i32, Value, String) {
+    let mut command = Command::cargo_bin("inknib").unwrap();
+    let output = command.args(["bench", "--quick", "--json"]).args(args).output().unwrap();
+    let value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (output.status.code().unwrap(), value, String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn ops_are_held_against_ceilings_and_saved_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+    let outputs: Vec<String> =
+        ["a.json", "a.csv", "a.md", "a.html", "a.svg"].into_iter().map(path).collect();
+    let mut args = vec!["--ops", "--op", "softmax,topk"];
+    outputs.iter().for_each(|file| args.extend(["-o", file]));
+    let (code, answer, error) = run_ops(&args);
+    if skipped(code) {
+        return;
+    }
+    assert_eq!(code, 0, "{error}");
+    let ops = answer["ops"].as_array().unwrap();
+    assert_eq!(
+        ops.iter().map(|op| op["op"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["softmax", "topk"]
+    );
+    let ceiling = |name: &str| answer["ceilings"][name].as_f64().unwrap();
+    for op in ops {
+        let number = |name: &str| op[name].as_f64().unwrap_or_else(|| panic!("{name}: {op}"));
+        let (ms, fraction) = (number("ms"), number("fraction_of_ceiling"));
+        assert!(op["spec"].is_string() && op["shape"].is_string() && ms > 0.0, "{op}");
+        assert!(op["samples"].as_array().unwrap().len() >= 3 && number("compile_seconds") > 0.0);
+        // Rates and fractions are those of the numbers beside them; 1e-6 is for the JSON's digits.
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b;
+        assert!(near(number("gb_s") * ms * 1e6, number("bytes")), "{op}");
+        let of_copy = number("gb_s") / ceiling("copy_gb_s");
+        let of_fma = op["gflop_s"].as_f64().unwrap_or(0.0) / ceiling("fma_gflop_s");
+        assert!(near(fraction, of_copy.max(of_fma)), "{op}");
+    }
+    // 512 rows of 77 numbers of four bytes (f16: two), read and written.
+    let bytes = ops[0]["bytes"].as_u64().unwrap();
+    assert!([2, 4].map(|size| 2 * 512 * 77 * size).contains(&bytes), "{bytes}");
+    assert_eq!(ops[1]["gflop_s"], Value::Null);
+    assert_eq!(serde_json::from_str::<Value>(&read("a.json")).unwrap(), answer);
+    assert_eq!(read("a.csv").lines().count(), 3);
+    assert!(read("a.md").contains("| softmax | rows | 512x77 |"));
+    assert!(read("a.html").contains("Roofline") && read("a.svg").contains("rope, softmax"));
+
+    // A baseline that was a hundred times slower, and knew another op.
+    let slower = |op: &mut Value, factor: f64| {
+        for sample in op["samples"].as_array_mut().unwrap() {
+            *sample = (sample.as_f64().unwrap() * factor).into();
+        }
+    };
+    let mut before = answer.clone();
+    slower(&mut before["ops"][0], 100.0);
+    before["ops"][1]["shape"] = "3".into();
+    std::fs::write(path("before.json"), before.to_string()).unwrap();
+    let baseline = path("before.json");
+    let (code, answer, error) = run_ops(&["--op", "softmax", "--compare", &baseline]);
+    assert_eq!(code, 0, "{error}");
+    let comparison = &answer["comparison"];
+    assert_eq!(comparison["same_device"], true);
+    assert_eq!(comparison["only_before"][0], "topk · argmax · 3");
+    let row = &comparison["rows"][0];
+    assert!(
+        row["ratio"].as_f64().unwrap() < 1.0 && row["noise"].as_f64().unwrap() >= 0.03,
+        "{row}"
+    );
+    // Samples that scatter by more than that are possible on a busy machine; slower they cannot be.
+    assert!(["faster", "within_noise"].contains(&row["verdict"].as_str().unwrap()), "{row}");
+}
+
+#[test]
+fn what_bench_cannot_write_or_compare_is_said_before_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.json");
+    std::fs::write(&broken, "{\"adapter\": \"a\", \"ops\": [{\"op\": \"norm\"}]}").unwrap();
+    let broken = broken.to_str().unwrap();
+    let cases: [(&[&str], i32, &[&str]); 7] = [
+        (&["--ops", "--compare", broken], 2, &["broken.json", "ops[0]", "inknib bench"]),
+        (&["--ops", "--compare", "/nowhere/b.json"], 1, &["/nowhere/b.json"]),
+        (&["--ops", "-o", "a.png"], 2, &["a.png", ".svg"]),
+        (&["--op", "convolution"], 2, &["convolution", "conv2d"]),
+        (&["-m", "models/demo-chat", "-o", "a.svg"], 2, &["a.svg", "--ops"]),
+        (&["-m", "models/demo-chat"], 2, &["--quick"]),
+        (&["--formats", "--op", "norm"], 2, &["--formats"]),
+    ];
+    for (args, want, words) in cases {
+        let (code, _, error) = run_ops(args);
+        assert!(code == want && words.iter().all(|word| error.contains(word)), "{code}: {error}");
     }
 }

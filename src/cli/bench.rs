@@ -1,8 +1,12 @@
 //! `inknib bench`: speed and memory of a model; of a language model in llama-bench's table form.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
-use super::common::{Family, GpuArgs, ModelArgs, Ui, table};
+use super::bench_files::Files;
+use super::bench_ops::{ceilings, in_words};
+use super::common::{Family, GpuArgs, ModelArgs, ModelFolder, Ui, table};
 use super::json;
 use super::language::{KvChoice, LoadedNet, load_net};
 use crate::gpu::{self, Gpu};
@@ -10,12 +14,15 @@ use crate::graph::PlanOptions;
 use crate::nets::language::LanguageConfig;
 use crate::probe::bench::{Measured, Memory, Test, measure};
 use crate::probe::bench_formats::format_costs;
+use crate::probe::ceilings::Ceilings;
 use crate::text::decoder::Decoder;
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 pp: tokens of a prompt per second; tg: tokens generated per second; @ d: with so many tokens in the cache.
 unet: seconds of one UNet step; vae: seconds to decode; b2: with guidance.
+--ops: every op on shapes of real models, against copy bandwidth and FMA rate measured here (a roofline).
+--compare marks what differs from a saved report by more than both runs scatter.
 
 Examples:
   inknib bench -m models/demo-chat -p 128 -n 64
@@ -23,7 +30,10 @@ Examples:
   inknib bench -m tinyllama/ --weights fp16 -r 5 --json
   inknib bench -m stable-diffusion-v1-5/ --size 256,512 --weights int4,int8,fp16
   inknib bench -m stable-diffusion-v1-5/ --decode 1024 --vram-budget 2G
-  inknib bench --formats";
+  inknib bench --formats
+  inknib bench --ops -o ops.json -o ops.html -o roofline.svg
+  inknib bench --op matmul,conv2d --quick --compare ops.json
+  inknib bench -m models/demo-chat -r 5 -o before.json";
 
 /// Flags of `inknib bench`.
 #[derive(clap::Args, Debug)]
@@ -60,6 +70,21 @@ pub struct Args {
     /// Measure instead what decoding cubic and asymmetric 4-bit weights costs beside plain symmetric ones; no model
     #[arg(long)]
     pub formats: bool,
+    /// Measure instead every op on shapes of real models; no model
+    #[arg(long, conflicts_with = "formats")]
+    pub ops: bool,
+    /// Of --ops these alone, several with commas: matmul, conv2d, attention, norm, ...
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "formats")]
+    pub op: Vec<String>,
+    /// Of --ops a few small cases with few samples
+    #[arg(long)]
+    pub quick: bool,
+    /// Write the report as .json, .csv, .md or .html, or the roofline of ops as .svg; may be given several times
+    #[arg(short, long, value_name = "FILE", conflicts_with = "formats")]
+    pub output: Vec<PathBuf>,
+    /// Mark what is faster or slower than in this report (-o FILE.json, --json) by more than the noise of both
+    #[arg(long, value_name = "FILE", conflicts_with = "formats")]
+    pub compare: Option<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -67,6 +92,10 @@ pub struct Args {
 }
 
 impl Args {
+    /// Whether ops are measured and no model.
+    pub(super) fn ops(&self) -> bool {
+        self.ops || !self.op.is_empty()
+    }
     /// The tests of a model that takes `longest` tokens.
     fn tests(&self, longest: usize) -> Vec<Test> {
         let mut tests = Vec::new();
@@ -94,15 +123,29 @@ impl Args {
     }
 }
 
-/// Measures every test; a row appears as soon as it is known.
+/// Measures what was asked for: formats, ops, or a model.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     if args.formats {
         return formats(args, ui);
     }
-    let folder = args.model.folder(Some("demo-chat"))?;
-    if folder.family == Family::TextToImage {
-        return super::bench_image::run(args, &folder, ui);
+    let files = Files::of(args)?;
+    if args.ops() {
+        return super::bench_ops::run(args, &files, ui);
     }
+    if args.quick {
+        return Err(Error::Usage(
+            "--quick is of --ops; for models give smaller -p, -n or --size".into(),
+        ));
+    }
+    let folder = args.model.folder(Some("demo-chat"))?;
+    match folder.family {
+        Family::TextToImage => super::bench_image::run(args, &folder, &files, ui),
+        Family::Llm => language(args, &folder, &files, ui),
+    }
+}
+
+/// Every test of a language model.
+fn language(args: &Args, folder: &ModelFolder, files: &Files, ui: &Ui) -> Result<()> {
     let longest = LanguageConfig::read(&folder.path)?.max_position_embeddings();
     let tests = args.tests(longest);
     let context = tests.iter().map(Test::context).max().unwrap_or(0);
@@ -115,6 +158,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
              smaller -p, -n or -d"
         )));
     }
+    let ceilings = ceilings(args, ui)?;
     let gpu = args.gpu.open()?;
     let weights = args.model.weights_for(&folder.path);
     let LoadedNet { net, report, seconds, .. } = load_net(&gpu, &folder.path, weights, ui)?;
@@ -128,7 +172,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     for (done, test) in tests.iter().enumerate() {
         bar.at(done as u64);
         bar.say(test.name());
-        rows.push(measure(&gpu, &mut decoder, *test, args.repetitions as usize)?);
+        rows.push(measure(&gpu, &mut decoder, *test, args.repetitions as usize, &ceilings)?);
     }
     drop(bar);
     let memory = Memory {
@@ -147,11 +191,15 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         parameters: report.elements(),
         load_seconds: seconds,
         memory,
+        ceilings,
     };
+    let mut report = describe(&gpu, &model, &rows);
+    files.finish(&mut report, ui)?;
     if ui.json() {
-        return ui.answer(&describe(&gpu, &model, &rows));
+        return ui.answer(&report);
     }
-    show(&gpu, &model, &rows, ui)
+    show(&gpu, &model, &rows, ui)?;
+    files.show_comparison(&report, ui)
 }
 
 /// What the forms of 4-bit weights cost.
@@ -194,6 +242,7 @@ struct Model {
     parameters: u64,
     load_seconds: f64,
     memory: Memory,
+    ceilings: Ceilings,
 }
 
 fn describe(gpu: &Gpu, model: &Model, rows: &[Measured]) -> Value {
@@ -215,6 +264,7 @@ fn describe(gpu: &Gpu, model: &Model, rows: &[Measured]) -> Value {
         "adapter": gpu.adapter().name,
         "driver": gpu.adapter().driver,
         "backend": gpu.adapter().backend,
+        "ceilings": model.ceilings,
         "load_seconds": json::round(model.load_seconds, 3),
         "compile_seconds": json::round(gpu.compile_cost().1, 3),
         "models": models,
@@ -222,7 +272,8 @@ fn describe(gpu: &Gpu, model: &Model, rows: &[Measured]) -> Value {
 }
 
 fn show(gpu: &Gpu, model: &Model, rows: &[Measured], ui: &Ui) -> Result<()> {
-    let mut out = table(&["model", "size", "params", "backend", "test", "t/s", "GB/s"]);
+    let mut out =
+        table(&["model", "size", "params", "backend", "test", "t/s", "GB/s", "of ceiling"]);
     for row in rows {
         out.add_row([
             model.name.clone(),
@@ -232,6 +283,7 @@ fn show(gpu: &Gpu, model: &Model, rows: &[Measured], ui: &Ui) -> Result<()> {
             row.test.clone(),
             format!("{:.2} ± {:.2}", row.tokens_per_second, row.stddev),
             row.gb_per_second.map_or(String::new(), |v| format!("{v:.2}")),
+            format!("{:.0} %", 100.0 * row.fraction_of_ceiling),
         ]);
     }
     ui.line(&out.to_string())?;
@@ -239,6 +291,7 @@ fn show(gpu: &Gpu, model: &Model, rows: &[Measured], ui: &Ui) -> Result<()> {
     let per_token = rows.iter().filter(|r| r.of.generated_tokens > 0);
     let submissions = per_token.map(|r| r.submissions_per_token).fold(0.0, f64::max);
     ui.line(&format!("{} ({})", gpu.adapter().name, gpu.adapter().driver))?;
+    ui.line(&in_words(&model.ceilings))?;
     ui.line(&format!(
         "resident {}: weights {} ({:.2} bits each), cache {}, activations {}; peak {}",
         gpu::mib(m.weights + m.cache + m.activations),

@@ -4,6 +4,8 @@
 use serde_json::{Value, json};
 
 use super::bench::Args;
+use super::bench_files::Files;
+use super::bench_ops::{ceilings, in_words};
 use super::common::{ModelFolder, Ui, table};
 use super::json;
 use crate::gpu::{self, Gpu};
@@ -11,6 +13,7 @@ use crate::graph::PlanOptions;
 use crate::probe::bench_image::{
     ImageBench, ImageMeasured, ImageNets, ImageTest, What, gemm_ceiling, host_peak_bytes,
 };
+use crate::probe::ceilings::Ceilings;
 use crate::weights::ImageModel;
 use crate::{Error, Result};
 
@@ -33,15 +36,16 @@ struct Outcome {
 
 /// Measures every size with every weight format; each format has the device for itself, so that its peak of
 /// memory is its own.
-pub(super) fn run(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
+pub(super) fn run(args: &Args, folder: &ModelFolder, files: &Files, ui: &Ui) -> Result<()> {
     let model = ImageModel::open(&folder.path)?;
+    let ceilings = ceilings(args, ui)?;
     let mut adapter = None;
     let mut outcomes = Vec::new();
     for weights in args.model.weights.split(',') {
         let weights = if weights == crate::quant::AUTO { "int4" } else { weights };
         let gpu = args.gpu.open()?;
         let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
-        let outcome = measure(args, &model, weights, &gpu, &options, ui)?;
+        let outcome = measure(args, (&model, weights), &gpu, (&options, &ceilings), ui)?;
         show(&gpu, &outcome, ui)?;
         outcomes.push(outcome);
         adapter = Some(gpu.adapter().clone());
@@ -49,25 +53,27 @@ pub(super) fn run(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     let Some(adapter) = adapter else {
         return Err(Error::Usage("nothing to measure: give --weights".into()));
     };
-    if !ui.json() {
-        return Ok(());
-    }
     let name = folder.path.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned());
     let models: Vec<Value> = outcomes.iter().flat_map(|o| describe(&name, o)).collect();
-    ui.answer(&json!({
+    let mut report = json!({
         "adapter": adapter.name,
         "driver": adapter.driver,
         "backend": adapter.backend,
+        "ceilings": ceilings,
         "models": models,
-    }))
+    });
+    files.finish(&mut report, ui)?;
+    match ui.json() {
+        true => ui.answer(&report),
+        false => ui.line(&in_words(&ceilings)).and_then(|()| files.show_comparison(&report, ui)),
+    }
 }
 
 fn measure(
     args: &Args,
-    model: &ImageModel,
-    weights: &str,
+    (model, weights): (&ImageModel, &str),
     gpu: &Gpu,
-    options: &PlanOptions,
+    (options, ceilings): (&PlanOptions, &Ceilings),
     ui: &Ui,
 ) -> Result<Outcome> {
     let spinner = ui.bar("load", 0);
@@ -88,7 +94,15 @@ fn measure(
     let act = args.model.act(gpu)?;
     let ceiling = gemm_ceiling(gpu, options)?;
     let repetitions = args.repetitions as usize;
-    let bench = ImageBench { gpu, nets: &nets, ceiling, act, options, repetitions };
+    let bench = ImageBench {
+        gpu,
+        nets: &nets,
+        ceiling,
+        fma: ceilings.fma_gflop_s,
+        act,
+        options,
+        repetitions,
+    };
     let bar = ui.bar("bench", tests.len() as u64);
     let mut rows = Vec::new();
     for (done, test) in tests.iter().enumerate() {
@@ -144,7 +158,8 @@ fn describe(name: &str, outcome: &Outcome) -> Vec<Value> {
 }
 
 fn show(gpu: &Gpu, outcome: &Outcome, ui: &Ui) -> Result<()> {
-    let mut out = table(&["weights", "test", "s", "GFLOP", "GFLOP/s", "of GEMM", "activations"]);
+    let mut out =
+        table(&["weights", "test", "s", "GFLOP", "GFLOP/s", "of GEMM", "of FMA", "activations"]);
     for row in &outcome.rows {
         out.add_row([
             outcome.weights.clone(),
@@ -156,6 +171,7 @@ fn show(gpu: &Gpu, outcome: &Outcome, ui: &Ui) -> Result<()> {
             format!("{:.1}", row.gflop),
             format!("{:.1}", row.gflop_s),
             format!("{:.0} %", 100.0 * row.fraction_of_ceiling),
+            format!("{:.0} %", 100.0 * row.fraction_of_fma),
             gpu::mib(row.activations),
         ]);
     }

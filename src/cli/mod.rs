@@ -5,7 +5,9 @@
 //! Result<()>`, a `mod` line, and an arm in [`Command`] and in `dispatch`.
 
 pub mod bench;
+mod bench_files;
 mod bench_image;
+mod bench_ops;
 pub mod chat;
 pub mod common;
 pub mod compare;
@@ -97,7 +99,7 @@ pub enum Command {
     Perplexity(perplexity::Args),
     /// Run every kernel in every form against an f64 oracle: is this GPU, with this driver, right?
     Test(test::Args),
-    /// Measure the speed and memory of a language model
+    /// Measure the speed and memory of a model, or of every op
     Bench(bench::Args),
     /// Lay results of `test` and `bench` of several adapters side by side
     Report(report::Args),

@@ -189,6 +189,10 @@ impl Gpu {
     pub fn compile_cost(&self) -> (usize, f64) {
         self.inner.kernels.cost()
     }
+    /// Description and compile seconds of each kernel compiled so far, in alphabetical order.
+    pub fn compiled(&self) -> Vec<(String, f64)> {
+        self.inner.kernels.list()
+    }
     /// A buffer that kernels read and write and the host can fill and read.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
         let usage = wgpu::BufferUsages::STORAGE

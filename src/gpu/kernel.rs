@@ -33,6 +33,14 @@ impl Cache {
         kernels.insert(spec.clone(), kernel.clone());
         Ok(kernel)
     }
+    /// Description and compile seconds of each kernel.
+    pub(super) fn list(&self) -> Vec<(String, f64)> {
+        let kernels = self.kernels.lock().unwrap_or_else(|e| e.into_inner());
+        let mut list: Vec<(String, f64)> =
+            kernels.values().map(|k| (k.spec.describe(), k.compile_seconds)).collect();
+        list.sort_by(|a, b| a.0.cmp(&b.0));
+        list
+    }
     /// Count and total compile seconds.
     pub(super) fn cost(&self) -> (usize, f64) {
         let kernels = self.kernels.lock().unwrap_or_else(|e| e.into_inner());

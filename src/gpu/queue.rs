@@ -304,37 +304,63 @@ impl Gpu {
         if !self.caps().timestamps {
             return Ok(None);
         }
-        let (device, queue) = (&self.inner.device, &self.inner.queue);
-        let period = f64::from(queue.get_timestamp_period());
         let mut times = Vec::with_capacity(steps.len());
         for chunk in steps.chunks(1024) {
-            let count = 2 * chunk.len() as u32;
-            let set = device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: None,
-                ty: wgpu::QueryType::Timestamp,
-                count,
-            });
-            let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-            let bytes = u64::from(count) * 8;
-            let stamps = Buffer::new(device, &self.inner.ledger, "timestamps", bytes, usage)?;
-            let mut encoder = device.create_command_encoder(&Default::default());
-            for (i, step) in (0u32..).zip(chunk) {
-                encoder.write_timestamp(&set, 2 * i);
-                record(&mut encoder.begin_compute_pass(&Default::default()), step);
-                encoder.write_timestamp(&set, 2 * i + 1);
-            }
-            encoder.resolve_query_set(&set, 0..count, stamps.raw(), 0);
-            {
-                let _turn = self.turn();
-                queue.submit([encoder.finish()]);
-            }
-            let raw: Vec<u64> = bytemuck::pod_collect_to_vec(&self.read(&stamps, 0, bytes)?);
-            times.extend(
-                raw.chunks_exact(2)
-                    .map(|t| Timing { ms: t[1].saturating_sub(t[0]) as f64 * period * 1e-6 }),
-            );
+            times.extend(self.stamped(2 * chunk.len() as u32, |encoder, set| {
+                for (i, step) in (0u32..).zip(chunk) {
+                    encoder.write_timestamp(set, 2 * i);
+                    record(&mut encoder.begin_compute_pass(&Default::default()), step);
+                    encoder.write_timestamp(set, 2 * i + 1);
+                }
+            })?);
         }
         Ok(Some(times))
+    }
+
+    /// Runs all steps `times` times between two timestamps: what the stamps themselves take is spread over all. None
+    /// where the adapter has no timestamps.
+    pub fn time_all(&self, steps: &[&Step], times: usize) -> Result<Option<Timing>> {
+        if !self.caps().timestamps {
+            return Ok(None);
+        }
+        let stamped = self.stamped(2, |encoder, set| {
+            encoder.write_timestamp(set, 0);
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for _ in 0..times {
+                steps.iter().for_each(|step| record(&mut pass, step));
+            }
+            drop(pass);
+            encoder.write_timestamp(set, 1);
+        })?;
+        Ok(stamped.first().copied())
+    }
+
+    /// Submits what writes `count` timestamps; returns the time from each even one to the next.
+    fn stamped(
+        &self,
+        count: u32,
+        write: impl FnOnce(&mut wgpu::CommandEncoder, &wgpu::QuerySet),
+    ) -> Result<Vec<Timing>> {
+        let (device, queue) = (&self.inner.device, &self.inner.queue);
+        let period = f64::from(queue.get_timestamp_period());
+        let set = device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Timestamp,
+            count,
+        });
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let bytes = u64::from(count) * 8;
+        let stamps = Buffer::new(device, &self.inner.ledger, "timestamps", bytes, usage)?;
+        let mut encoder = device.create_command_encoder(&Default::default());
+        write(&mut encoder, &set);
+        encoder.resolve_query_set(&set, 0..count, stamps.raw(), 0);
+        {
+            let _turn = self.turn();
+            queue.submit([encoder.finish()]);
+        }
+        let raw: Vec<u64> = bytemuck::pod_collect_to_vec(&self.read(&stamps, 0, bytes)?);
+        let pairs = raw.chunks_exact(2).map(|t| t[1].saturating_sub(t[0]) as f64);
+        Ok(pairs.map(|ticks| Timing { ms: ticks * period * 1e-6 }).collect())
     }
 }
 

@@ -11,6 +11,7 @@ mod plan;
 mod shape;
 mod storage;
 mod stream;
+mod timing;
 mod weight;
 
 use std::any::Any;

@@ -60,14 +60,14 @@ pub struct Launch {
 
 /// A computation ready to run.
 pub struct Plan {
-    gpu: Gpu,
-    steps: Vec<Step>,
+    pub(super) gpu: Gpu,
+    pub(super) steps: Vec<Step>,
     launches: Vec<Launch>,
     inputs: HashMap<String, Named>,
     outputs: Vec<(String, Named)>,
     taps: Vec<(String, Named)>,
     activation_bytes: u64,
-    stream: Option<Stream>,
+    pub(super) stream: Option<Stream>,
     /// Memory between guards, and its bytes.
     guarded: Vec<(Region, u64)>,
 }
@@ -280,16 +280,6 @@ impl Plan {
     pub fn weight_bytes(&self) -> u64 {
         self.launches.iter().map(|l| l.weight_bytes).sum()
     }
-    /// Milliseconds of each launch on the device, where it has timestamps and no weight is streamed.
-    pub fn profile(&self) -> Result<Option<Vec<(Launch, f64)>>> {
-        if self.stream.is_some() {
-            return Ok(None);
-        }
-        let steps: Vec<&Step> = self.steps.iter().collect();
-        let times = self.gpu.time(&steps)?;
-        Ok(times.map(|t| self.launches.iter().cloned().zip(t.into_iter().map(|t| t.ms)).collect()))
-    }
-
     fn tensor(&self, named: &Named) -> Result<Tensor> {
         let len = named.shape.len() as u64 * named.elem.bytes();
         let bytes = self.gpu.read(&named.buffer, named.base, len)?;

@@ -4,6 +4,7 @@
 pub mod assign;
 pub mod attention;
 pub mod canary;
+pub mod ceiling;
 pub mod channels;
 pub mod concat;
 pub mod conv2d;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<OpInfo> {
         assign::info(),
         attention::info(),
         canary::info(),
+        ceiling::info(),
         channels::info(),
         concat::info(),
         conv2d::info(),

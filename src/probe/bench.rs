@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::ceilings::Ceilings;
 use crate::gpu::Gpu;
 use crate::text::decoder::{Decoder, Generated};
 use crate::text::sampler::{Sampler, SamplerOptions};
@@ -54,6 +55,11 @@ pub struct Measured {
     /// Weights and cache that one token reads, times tokens per second; of generation only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gb_per_second: Option<f64>,
+    /// Floating-point operations a second of a prompt, as its plans count them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gflop_s: Option<f64>,
+    /// Of generation: bytes a second over those of a copy. Of a prompt: operations a second over the FMA rate.
+    pub fraction_of_ceiling: f64,
 }
 
 /// Bytes on the GPU while the model runs.
@@ -78,6 +84,7 @@ pub fn measure(
     decoder: &mut Decoder,
     test: Test,
     repetitions: usize,
+    ceilings: &Ceilings,
 ) -> Result<Measured> {
     let mut samples = Vec::new();
     let mut submissions = 0;
@@ -105,13 +112,21 @@ pub fn measure(
     let row = decoder.cache_bytes() as f64 / decoder.context() as f64;
     let depth = test.depth as f64 + test.generated_tokens as f64 / 2.0;
     let read = decoder.weight_bytes_per_token() as f64 + row * depth;
+    let generates = test.generated_tokens > 0;
+    let gb_per_second = generates.then_some(read * mean / 1e9);
+    let flops = decoder.flops_of_prompt(test.prompt_tokens);
+    let gflop_s = (!generates).then_some(flops * mean / test.tokens() as f64 / 1e9);
+    let of_copy = gb_per_second.map(|rate| rate / ceilings.copy_gb_s);
+    let of_fma = gflop_s.map(|rate| rate / ceilings.fma_gflop_s);
     Ok(Measured {
         test: test.name(),
         of: test,
         tokens_per_second: mean,
         stddev,
         submissions_per_token: submissions as f64 / (n * test.tokens() as f64),
-        gb_per_second: (test.generated_tokens > 0).then_some(read * mean / 1e9),
+        gb_per_second,
+        gflop_s,
+        fraction_of_ceiling: of_copy.or(of_fma).unwrap_or(0.0),
         samples,
     })
 }

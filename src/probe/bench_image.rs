@@ -65,6 +65,8 @@ pub struct ImageMeasured {
     pub gflop_s: f64,
     /// `gflop_s` over that of [`gemm_ceiling`].
     pub fraction_of_ceiling: f64,
+    /// `gflop_s` over the rate of multiplications and additions alone.
+    pub fraction_of_fma: f64,
     /// Side in pixels of the tiles that the VAE works in, where it does.
     pub tile: Option<usize>,
     /// Bytes of activations that the plan takes.
@@ -254,6 +256,8 @@ pub struct ImageBench<'a> {
     pub nets: &'a ImageNets,
     /// What [`gemm_ceiling`] found.
     pub ceiling: f64,
+    /// GFLOP/s of multiplications and additions ([`Ceilings`](super::ceilings::Ceilings)).
+    pub fma: f64,
     pub act: Elem,
     pub options: &'a PlanOptions,
     pub repetitions: usize,
@@ -343,6 +347,7 @@ impl ImageBench<'_> {
             gflop,
             gflop_s,
             fraction_of_ceiling: gflop_s / self.ceiling.max(1e-9),
+            fraction_of_fma: gflop_s / self.fma.max(1e-9),
             tile: work.tile,
             activations: work.activations,
             submissions,

@@ -3,9 +3,16 @@
 
 pub mod attention_kl;
 pub mod bench;
+mod bench_case;
+pub mod bench_compare;
 pub mod bench_formats;
 pub mod bench_image;
+pub mod bench_ops;
+pub mod bench_report;
+pub mod bench_rows;
+mod bench_shapes;
 pub mod calibrate;
+pub mod ceilings;
 pub mod compare;
 pub mod compare_image;
 pub mod compare_reports;
@@ -27,6 +34,7 @@ pub mod plot_grid;
 pub mod report;
 pub mod report_image;
 pub mod report_text;
+pub mod roofline;
 pub mod scorer;
 pub mod selftest;
 mod selftest_cases;

@@ -15,6 +15,25 @@ const STYLE: &str = include_str!("page.css");
 /// Sliders over pictures; the page reads the same without it, with the last pictures.
 const SCRIPT: &str = include_str!("page.js");
 
+/// The rules of [`STYLE`] that plots need, with colours in place of variables.
+pub(super) fn plot_style(dark: bool) -> String {
+    const RULES: [&str; 10] =
+        ["svg text", ".line", ".grid", ".axis", ".floor", ".s0", ".s2", ".s4", ".s6", ".fill"];
+    let palettes =
+        || STYLE.split(":root").skip(1).map(|block| block.split('}').next().unwrap_or(""));
+    let palette = palettes().nth(usize::from(dark)).unwrap_or("");
+    let colours = palette.split(['{', ';']).filter_map(|rule| rule.trim().split_once(": "));
+    let colours: Vec<(&str, &str)> = colours.filter(|(name, _)| name.starts_with("--")).collect();
+    let lines = STYLE.lines().filter(|line| RULES.iter().any(|rule| line.starts_with(rule)));
+    let mut style: String = lines.flat_map(|line| [line, "\n"]).collect();
+    style
+        .push_str(".paper { fill: var(--paper); }\ntext { font-family: system-ui, sans-serif; }\n");
+    for (name, colour) in colours {
+        style = style.replace(&format!("var({name})"), colour);
+    }
+    style
+}
+
 /// A page that grows from top to bottom. Words are escaped; `html` is not.
 #[derive(Clone, Debug)]
 pub struct Page {

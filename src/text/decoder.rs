@@ -37,6 +37,11 @@ pub struct Decoder {
     context: usize,
 }
 
+/// The smallest chunk that holds so many tokens, or the largest.
+fn chunk_for(tokens: usize) -> usize {
+    CHUNKS.into_iter().find(|size| *size >= tokens).unwrap_or(CHUNKS[CHUNKS.len() - 1])
+}
+
 /// What the sampler needs of a position; the rest is not computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Choice {
@@ -177,6 +182,18 @@ impl Decoder {
     pub fn weight_bytes_per_token(&self) -> u64 {
         self.plans.get(&(1, Choice::Argmax)).map_or(0, Plan::weight_bytes)
     }
+    /// Floating-point operations of a prompt of so many tokens that ran greedily before, what fills up chunks left out.
+    pub fn flops_of_prompt(&self, mut tokens: usize) -> f64 {
+        let mut flops = 0.0;
+        while tokens > 0 {
+            let size = chunk_for(tokens);
+            let count = tokens.min(size);
+            let plan = self.plans.get(&(size, Choice::Argmax));
+            flops += plan.map_or(0.0, |p| p.flops() as f64) * count as f64 / size as f64;
+            tokens -= count;
+        }
+        flops
+    }
     /// Tokens in the cache.
     pub fn cached_tokens(&self) -> usize {
         self.cached.len()
@@ -250,8 +267,7 @@ impl Decoder {
     /// choice needs (for argmax it is made already).
     fn prefill(&mut self, mut ids: &[u32], choice: Choice) -> Result<usize> {
         loop {
-            let size =
-                CHUNKS.into_iter().find(|c| *c >= ids.len()).unwrap_or(CHUNKS[CHUNKS.len() - 1]);
+            let size = chunk_for(ids.len());
             let count = ids.len().min(size);
             self.prepare(size, choice)?;
             let plan = &self.plans[&(size, choice)];

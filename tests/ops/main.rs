@@ -5,6 +5,7 @@
 mod assign;
 mod attention;
 mod canary;
+mod ceiling;
 mod channels;
 mod concat;
 mod conv2d;
