@@ -231,11 +231,12 @@ pub fn run(
     let tiers = choice.tiers();
     let opener = || open(options, tiers, choice.level > Level::Quick);
     let (devices, missing) = opener()?;
-    let Some(first) = devices.first() else {
+    if devices.is_empty() {
         let why: Vec<&str> = missing.iter().map(|(_, why)| why.as_str()).collect();
         return Err(Error::Usage(format!("no tier can be tested: {}", why.join("; "))));
-    };
-    let adapter = first.gpu.adapter().clone();
+    }
+    // With all its features, whatever the tiers.
+    let adapter = Gpu::open(options)?.adapter().clone();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let workers = cores.clamp(1, WORKERS);
     let families = Mutex::new(by_family(&problems));
@@ -254,7 +255,8 @@ pub fn run(
             match news {
                 News::Case(index, case) => {
                     let mut case = *case;
-                    case.status = known.judge(&adapter, &case);
+                    let AdapterSummary { name, driver, backend, .. } = &adapter;
+                    case.status = known.judge([name, driver, backend], &case);
                     on_case(&case, done, problems.len());
                     cases.push((index, case));
                 }

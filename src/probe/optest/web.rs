@@ -48,8 +48,8 @@ pub fn export(
         "kernels": book.kernels,
         "cases": book.cases,
     });
-    write_whole(&folder.join("cases.json"), cases.to_string().as_bytes())?;
-    write_whole(&folder.join("index.html"), PAGE.as_bytes())?;
+    write_whole(folder.join("cases.json"), cases.to_string().as_bytes())?;
+    write_whole(folder.join("index.html"), PAGE.as_bytes())?;
     Ok(book.cases.len())
 }
 
@@ -87,7 +87,7 @@ impl Book {
             let (output, offset, length) = plan.place("y")?;
             let at = buffers.iter().position(|buffer| buffer.same(output));
             let Some(at) = at else { continue };
-            write_whole(&memory.join(&file), &bytes)?;
+            write_whole(memory.join(&file), &bytes)?;
             let (nmse, max) = allowed(Elem::F32);
             self.cases.push(json!({
                 "op": problem.op, "spec": problem.spec, "shape": problem.shape, "set": problem.set,

@@ -49,9 +49,9 @@ pub struct Whole {
     pub activations: String,
     /// Latents of the last step, or logits of the last tokens of a fixed conversation.
     pub values: Values,
-    /// ‖fast − reference‖ / ‖reference‖ of the values, on this adapter.
-    #[serde(deserialize_with = "super::or_nan")]
-    pub against_reference: f64,
+    /// ‖fast − reference‖ / ‖reference‖ of the values, on this adapter; absent where reference kernels did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against_reference: Option<f64>,
     pub allowed: f64,
     /// What the model says to the question; empty for a picture.
     pub reply: String,
@@ -61,16 +61,19 @@ pub struct Whole {
 
 impl Whole {
     pub fn passed(&self) -> bool {
-        self.against_reference <= self.allowed
+        // Not `> allowed`: NaN has to fail.
+        self.against_reference.is_none_or(|apart| apart <= self.allowed)
+            && self.values.0.iter().all(|value| value.is_finite())
     }
 }
 
 /// How far the values of two runs may be apart, as ‖a − b‖ / ‖b‖, by how activations are stored.
 ///
-/// f32: a kernel is within 1e-6 of its reference, and a few hundred of them follow each other in four steps, which guidance
-/// multiplies by four: 1e-3 is ten times what was measured. f16: each of these stores rounds by 3e-4.
+/// f32: a few hundred kernels follow each other, each within 1e-6 of its reference, and guidance multiplies by four; 2e-6 was
+/// measured between kinds of kernels and 1e-6 between three drivers, and fused multiplications may add as much again.
+/// f16: each of these kernels rounds by 3e-4 when it stores; 2e-3 was measured.
 pub fn allowed(activations: &str) -> f64 {
-    if activations == "f16" { 3e-2 } else { 1e-3 }
+    if activations == "f16" { 1e-2 } else { 1e-5 }
 }
 
 const PROMPT: &str =
@@ -83,11 +86,11 @@ const KEPT: usize = 4;
 /// Tokens of the reply.
 const MOST: usize = 32;
 
-/// The picture: four steps of DDIM with guidance 4 and INT4 weights.
+/// The picture: four steps of DDIM with guidance 4 and INT4 weights; `compare`: by reference kernels too.
 ///
 /// # Errors
 /// As loading and running do.
-pub fn picture(gpu: &Gpu, folder: &Path, act: Elem) -> Result<Whole> {
+pub fn picture(gpu: &Gpu, folder: &Path, act: Elem, compare: bool) -> Result<Whole> {
     let latents = |kernels: Kernels| -> Result<Vec<f32>> {
         let plan = PlanOptions { kernels, ..PlanOptions::default() };
         let options = LoadOptions { act, plan, ..LoadOptions::default() };
@@ -109,15 +112,15 @@ pub fn picture(gpu: &Gpu, folder: &Path, act: Elem) -> Result<Whole> {
     let start = Instant::now();
     let fast = latents(Kernels::Fast)?;
     let seconds = start.elapsed().as_secs_f64();
-    let reference = latents(Kernels::Reference)?;
-    Ok(whole("demo-scenes", act, fast, &reference, String::new(), seconds))
+    let reference = compare.then(|| latents(Kernels::Reference)).transpose()?;
+    Ok(whole("demo-scenes", act, fast, reference.as_deref(), String::new(), seconds))
 }
 
-/// The reply, and the logits of a fixed conversation, with INT4 weights.
+/// The reply, and the logits of a fixed conversation, with INT4 weights; `compare`: by reference kernels too.
 ///
 /// # Errors
 /// As loading and running do.
-pub fn reply(gpu: &Gpu, folder: &Path, act: Elem) -> Result<Whole> {
+pub fn reply(gpu: &Gpu, folder: &Path, act: Elem, compare: bool) -> Result<Whole> {
     let start = Instant::now();
     let config = LanguageConfig::read(folder)?;
     let store = WeightStore::open(folder)?;
@@ -143,22 +146,22 @@ pub fn reply(gpu: &Gpu, folder: &Path, act: Elem) -> Result<Whole> {
     let said = scorer.greedy(&question, MOST, &tokenizer.end_of_turn_ids())?;
     let said = tokenizer.decode(&said, true)?;
     let seconds = start.elapsed().as_secs_f64();
-    let reference = logits(Kernels::Reference)?;
-    Ok(whole("demo-chat", act, fast, &reference, said, seconds))
+    let reference = compare.then(|| logits(Kernels::Reference)).transpose()?;
+    Ok(whole("demo-chat", act, fast, reference.as_deref(), said, seconds))
 }
 
 fn whole(
     model: &str,
     act: Elem,
     fast: Vec<f32>,
-    reference: &[f32],
+    reference: Option<&[f32]>,
     reply: String,
     seconds: f64,
 ) -> Whole {
     let activations = act.wgsl().to_string();
     Whole {
         model: model.into(),
-        against_reference: metrics::rel_l2(&fast, reference),
+        against_reference: reference.map(|reference| metrics::rel_l2(&fast, reference)),
         allowed: allowed(&activations),
         activations,
         values: Values(fast),
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn distances_pair_models_and_activations() {
         let of = |model: &str, act: Elem, v: f32| {
-            whole(model, act, vec![1.0, v], &[1.0, v], String::new(), 0.0)
+            whole(model, act, vec![1.0, v], Some(&[1.0, v]), String::new(), 0.0)
         };
         let a = [of("x", Elem::F32, 1.0), of("x", Elem::F16, 1.0), of("y", Elem::F32, 1.0)];
         let b = [of("x", Elem::F32, 0.0), of("z", Elem::F32, 0.0)];
