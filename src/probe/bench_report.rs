@@ -151,6 +151,8 @@ fn of_rows(kind: &str, title: &'static str, rows: &[Row]) -> Sheet {
 }
 
 fn comparison(from: &Value) -> Sheet {
+    /// More rows that the other report lacks are counted and not named.
+    const FEW: usize = 4;
     let text = |value: &Value| value.as_str().unwrap_or("").to_string();
     let changes = from["rows"].as_array().map_or(&[][..], Vec::as_slice);
     let row = |change: &Value| {
@@ -187,8 +189,10 @@ fn comparison(from: &Value) -> Sheet {
     {
         let names: Vec<&str> =
             from[list].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        if !names.is_empty() {
-            notes.push(format!("{words}: {}.", names.join("; ")));
+        match names.len() {
+            0 => {}
+            1..=FEW => notes.push(format!("{words}: {}.", names.join("; "))),
+            n => notes.push(format!("{words}: {n} rows, the first {}.", names[0])),
         }
     }
     let headings = vec!["row", "before, ms", "now, ms", "ratio", "noise", ""];
