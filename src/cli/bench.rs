@@ -1,10 +1,13 @@
 //! `inknib bench`: speed and memory of a model; of a language model in llama-bench's table form.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::common::{Family, GpuArgs, ModelArgs, Ui, table};
 use super::json;
 use super::language::{KvChoice, LoadedNet, load_net};
+use super::recover::on_device;
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::nets::language::LanguageConfig;
@@ -115,20 +118,30 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
              smaller -p, -n or -d"
         )));
     }
-    let gpu = args.gpu.open()?;
-    let weights = args.model.weights_for(&folder.path);
-    let LoadedNet { net, report, seconds, .. } = load_net(&gpu, &folder.path, weights, ui)?;
+    on_device(&args.gpu, ui, |gpu| language(args, &folder.path, (&tests, context), gpu, ui))
+}
+
+/// Runs the tests of a language model, the longest of which needs that context.
+fn language(
+    args: &Args,
+    path: &Path,
+    (tests, context): (&[Test], usize),
+    gpu: &Gpu,
+    ui: &Ui,
+) -> Result<()> {
+    let weights = args.model.weights_for(path);
+    let LoadedNet { net, report, seconds, .. } = load_net(gpu, path, weights, ui)?;
     let family = net.config().family();
     let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
-    let act = args.model.act(&gpu)?;
+    let act = args.model.act(gpu)?;
     let kv = (context, args.kv.resolve(act)?);
-    let mut decoder = Decoder::with_kv(&gpu, net, kv, act, options)?;
+    let mut decoder = Decoder::with_kv(gpu, net, kv, act, options)?;
     let bar = ui.bar("bench", tests.len() as u64);
     let mut rows = Vec::new();
     for (done, test) in tests.iter().enumerate() {
         bar.at(done as u64);
         bar.say(test.name());
-        rows.push(measure(&gpu, &mut decoder, *test, args.repetitions as usize)?);
+        rows.push(measure(gpu, &mut decoder, *test, args.repetitions as usize)?);
     }
     drop(bar);
     let memory = Memory {
@@ -138,7 +151,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         peak: gpu.ledger().peak(),
         weights_read_per_token: decoder.weight_bytes_per_token(),
     };
-    let name = folder.path.file_name().map_or(family.into(), |n| n.to_string_lossy().into_owned());
+    let name = path.file_name().map_or(family.into(), |n| n.to_string_lossy().into_owned());
     let model = Model {
         name: format!("{name} {weights}"),
         family,
@@ -149,20 +162,23 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         memory,
     };
     if ui.json() {
-        return ui.answer(&describe(&gpu, &model, &rows));
+        return ui.answer(&describe(gpu, &model, &rows));
     }
-    show(&gpu, &model, &rows, ui)
+    show(gpu, &model, &rows, ui)
 }
 
 /// What the forms of 4-bit weights cost.
 fn formats(args: &Args, ui: &Ui) -> Result<()> {
+    on_device(&args.gpu, ui, |gpu| format_table(args, gpu, ui))
+}
+
+fn format_table(args: &Args, gpu: &Gpu, ui: &Ui) -> Result<()> {
     /// Times that all forms take turns, for each of `--repetitions`.
     const TURNS: usize = 7;
-    let gpu = args.gpu.open()?;
     let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
     let spinner = ui.bar("formats", 0);
     let samples = TURNS * args.repetitions as usize;
-    let costs = format_costs(&gpu, args.model.act(&gpu)?, &options, samples)?;
+    let costs = format_costs(gpu, args.model.act(gpu)?, &options, samples)?;
     drop(spinner);
     if ui.json() {
         return ui.answer(&json!({

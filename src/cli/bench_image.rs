@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::bench::Args;
 use super::common::{ModelFolder, Ui, table};
 use super::json;
+use super::recover::on_device;
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::probe::bench_image::{
@@ -39,12 +40,14 @@ pub(super) fn run(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     let mut outcomes = Vec::new();
     for weights in args.model.weights.split(',') {
         let weights = if weights == crate::quant::AUTO { "int4" } else { weights };
-        let gpu = args.gpu.open()?;
-        let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
-        let outcome = measure(args, &model, weights, &gpu, &options, ui)?;
-        show(&gpu, &outcome, ui)?;
-        outcomes.push(outcome);
-        adapter = Some(gpu.adapter().clone());
+        on_device(&args.gpu, ui, |gpu| {
+            let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+            let outcome = measure(args, &model, weights, gpu, &options, ui)?;
+            show(gpu, &outcome, ui)?;
+            outcomes.push(outcome);
+            adapter = Some(gpu.adapter().clone());
+            Ok(())
+        })?;
     }
     let Some(adapter) = adapter else {
         return Err(Error::Usage("nothing to measure: give --weights".into()));

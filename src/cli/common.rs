@@ -43,7 +43,7 @@ impl GpuArgs {
         }
     }
     /// Opens the adapter.
-    pub fn open(&self) -> Result<Gpu> {
+    pub fn open(&self, _ui: &Ui) -> Result<Gpu> {
         Gpu::open(&self.options())
     }
 }
@@ -329,6 +329,10 @@ impl Ui {
             // There is nowhere to report that stderr is closed.
             let _ = writeln!(std::io::stderr(), "{text}");
         }
+    }
+    /// What somebody has to know whatever they asked for: on stderr, also with `--json`.
+    pub fn warn(&self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "inknib: {text}");
     }
     /// A progress bar of `total` steps on stderr, a spinner if `total` is 0; invisible with `--json`
     /// and where stderr is no terminal. It goes when it is dropped.

@@ -37,7 +37,7 @@ pub struct Args {
 
 /// Prints what was found and a verdict with the next step.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let gpu = args.gpu.open()?;
+    let gpu = args.gpu.open(ui)?;
     let act = args.activations.resolve(&gpu)?;
     if !ui.json() {
         about_the_adapter(&gpu, act, ui)?;

@@ -4,6 +4,7 @@
 mod buffer;
 mod caps;
 mod device;
+mod fault;
 mod kernel;
 mod link;
 mod queue;
