@@ -13,6 +13,8 @@ use inknib::diffusion::image::{Image, read_png};
 use inknib::gpu::{Gpu, GpuOptions};
 use inknib::graph::Kernels;
 use inknib::ops::canary;
+use inknib::probe::driver::reported;
+use serde_json::Value;
 
 struct Run {
     code: i32,
@@ -213,4 +215,149 @@ fn without_a_driver_there_is_a_line_to_type() {
     refused(&[&CHAT[..], &["-p", "Hello!"]].concat(), &none, 3, &line);
     refused(&["doctor"], &none, 3, &line);
     refused(&["devices"], &none, 3, &line);
+}
+
+#[test]
+fn trouble_with_a_device_is_reported() {
+    let Some(gpu) = gpu() else { return };
+    let device = Some(gpu.adapter().name.clone());
+    let own = Gpu::open(&GpuOptions { device, ..Default::default() }).unwrap();
+    let found = reported(own).unwrap();
+    assert!(found.lost_device && found.passed(), "{found:?}");
+    if gpu.caps().software {
+        assert_eq!(found.time_out, Some(true));
+    }
+}
+
+fn json(run: &Run) -> Value {
+    serde_json::from_str(&run.out).unwrap_or_else(|e| panic!("{e}: {}{}", run.out, run.err))
+}
+
+/// Software that has subgroups of eight lanes runs kernels that use them.
+fn has_lanes() -> bool {
+    gpu().is_some_and(|gpu| {
+        let caps = gpu.caps();
+        caps.software && caps.subgroups && (caps.subgroup_min, caps.subgroup_max) == (8, 8)
+    })
+}
+
+#[test]
+fn what_computes_wrong_is_left_out_and_remembered() {
+    if !has_lanes() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let cache = ("INKNIB_CACHE", cache.to_str().unwrap());
+    let wrong = ("INKNIB_FAULT", "wrong:subgroups");
+    let ask = [&CHAT[..], &["-p", "Hello!", "-n", "8"]].concat();
+    let right = well(&ask, &[cache], "");
+    assert_ne!(inknib(&ask, &[cache, wrong], "").out, right.out, "the fault changes nothing");
+
+    let doctor = json(&well(&["doctor", "--json"], &[cache, wrong], ""));
+    assert_eq!(doctor["avoids"], serde_json::json!(["subgroups"]), "{doctor}");
+    assert_eq!((&doctor["passed"], &doctor["failed"]), (&true.into(), &0.into()));
+    let tiers = doctor["tiers"].as_array().unwrap();
+    assert_eq!((tiers.len(), &tiers[0]["passed"]), (2, &false.into()));
+    assert!(tiers[0]["failure"].as_str().unwrap().contains("cases are wrong"), "{doctor}");
+    assert!(doctor["verdict"].as_str().unwrap().contains("without subgroups"), "{doctor}");
+    let families = doctor["uses"]["families"].as_array().unwrap();
+    assert!(families.iter().all(|f| !f["kernels"].to_string().contains("_lanes")), "{doctor}");
+
+    // Other commands obey, and say so once.
+    let run = well(&ask, &[cache, wrong], "");
+    assert_eq!(run.out, right.out);
+    let said = run.err.lines().filter(|l| l.contains("subgroups not used")).count();
+    assert!(said == 1 && run.err.contains("inknib doctor --forget"), "{}", run.err);
+    let devices = json(&well(&["devices", "--json"], &[cache], ""));
+    let avoids = devices.as_array().unwrap().iter().map(|d| d["avoids"].to_string());
+    assert_eq!(avoids.filter(|a| a.contains("subgroups")).count(), 1, "{devices}");
+
+    // Another version of inknib or of the driver would have to be tested again.
+    let file = Path::new(cache.1).join("drivers.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace(env!("CARGO_PKG_VERSION"), "0.0.1")).unwrap();
+    assert!(!well(&ask, &[cache], "").err.contains("not used"));
+    std::fs::write(&file, &text).unwrap();
+
+    let run = well(&["doctor", "--forget"], &[cache], "");
+    assert!(run.out.contains("subgroups is used again"), "{}", run.out);
+    assert!(!file.exists() && !well(&ask, &[cache], "").err.contains("not used"));
+    assert!(well(&["doctor", "--forget"], &[cache], "").out.contains("Nothing"));
+
+    // A driver that has been mended.
+    std::fs::write(&file, &text).unwrap();
+    let run = well(&["doctor"], &[cache], "");
+    assert!(run.err.contains("right now, and forgotten"), "{}", run.err);
+    assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), "[]");
+}
+
+#[test]
+fn the_reference_kernels_are_left_and_then_nothing() {
+    if !has_lanes() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = ("INKNIB_CACHE", folder.path().to_str().unwrap());
+    let doctor = well(&["doctor"], &[cache, ("INKNIB_FAULT", "wrong:fast")], "").out;
+    assert!(doctor.contains("only with the reference kernels alone"), "{doctor}");
+    assert!(doctor.contains("reference/matmul.wgsl"), "{doctor}");
+    let ask = [&CHAT[..], &["-p", "Hello!", "-n", "4", "--json"]].concat();
+    let run = well(&ask, &[cache, ("INKNIB_FAULT", "wrong:fast")], "");
+    assert_eq!(json(&run)["kernels"], "reference");
+    assert!(run.err.contains("fast-kernels not used"), "{}", run.err);
+
+    let all = ("INKNIB_FAULT", "wrong:all");
+    refused(&["doctor"], &[cache, all], 7, &["cases are wrong", "another --device"]);
+    let run = inknib(&["doctor", "--json"], &[cache, all], "");
+    let value = json(&run);
+    assert_eq!((run.code, &value["passed"]), (7, &false.into()));
+    assert!(value["verdict"].as_str().unwrap().starts_with("Not usable"), "{value}");
+    refused(&ask, &[cache], 7, &["no kernel computes right", "inknib doctor --forget"]);
+    // What the user has chosen to test says nothing of the rest.
+    well(&["doctor", "--without", "subgroups"], &[cache], "");
+    refused(&ask, &[cache], 7, &["no kernel computes right"]);
+}
+
+#[test]
+fn doctor_says_what_runs_and_why() {
+    let Some(gpu) = gpu() else { return };
+    let value = json(&well(&["doctor", "--json"], &[], ""));
+    assert_eq!(value["avoids"], serde_json::json!([]));
+    assert_eq!(value["canaries"]["lost_device"], true);
+    for field in ["loops_right", "non_finite_right"] {
+        assert_eq!(value["canaries"][field], true, "{field}");
+    }
+    let families = value["uses"]["families"].as_array().unwrap();
+    let of = |case: &str| families.iter().find(|f| f["case"] == case).unwrap();
+    let rows = of("many rows, INT4");
+    assert!(rows["kernels"][0].as_str().unwrap().starts_with("matmul"), "{rows}");
+    let because = rows["because"].to_string();
+    assert!(because.contains("a CPU plays the GPU") == gpu.caps().software, "{rows}");
+    for place in value["disk"].as_array().unwrap() {
+        assert!(place["name"].is_string(), "{place}");
+        if place["name"] == "temporary files" {
+            assert!(place["writable"] == true && place["free_bytes"].as_u64().unwrap() > 0);
+        }
+    }
+    // The record is not made where there is nothing to record.
+    assert!(!Path::new(env!("CARGO_MANIFEST_DIR")).join("no-such-folder").exists());
+    refused(&["doctor"], &[("INKNIB_FAULT", "wrong:colour")], 2, &["wrong:subgroups"]);
+}
+
+#[test]
+fn devices_say_which_one_is_taken() {
+    if gpu().is_none() {
+        return;
+    }
+    let list = json(&well(&["devices", "--json"], &[], ""));
+    let list = list.as_array().unwrap();
+    let taken: Vec<&Value> = list.iter().filter(|d| d["taken"] == true).collect();
+    assert_eq!(taken.len(), 1);
+    for device in list {
+        assert!(device["driver_version"].is_string() && device["avoids"].is_array(), "{device}");
+    }
+    let table = well(&["devices"], &[], "").out;
+    assert!(table.contains("* is taken without --device"), "{table}");
+    assert!(table.contains("lanes") && table.contains("shared memory"), "{table}");
 }

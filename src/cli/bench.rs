@@ -132,7 +132,7 @@ fn language(
     let weights = args.model.weights_for(path);
     let LoadedNet { net, report, seconds, .. } = load_net(gpu, path, weights, ui)?;
     let family = net.config().family();
-    let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+    let options = PlanOptions { kernels: args.model.kernels(gpu), ..Default::default() };
     let act = args.model.act(gpu)?;
     let kv = (context, args.kv.resolve(act)?);
     let mut decoder = Decoder::with_kv(gpu, net, kv, act, options)?;
@@ -175,7 +175,7 @@ fn formats(args: &Args, ui: &Ui) -> Result<()> {
 fn format_table(args: &Args, gpu: &Gpu, ui: &Ui) -> Result<()> {
     /// Times that all forms take turns, for each of `--repetitions`.
     const TURNS: usize = 7;
-    let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+    let options = PlanOptions { kernels: args.model.kernels(gpu), ..Default::default() };
     let spinner = ui.bar("formats", 0);
     let samples = TURNS * args.repetitions as usize;
     let costs = format_costs(gpu, args.model.act(gpu)?, &options, samples)?;

@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     for weights in args.model.weights.split(',') {
         let weights = if weights == crate::quant::AUTO { "int4" } else { weights };
         on_device(&args.gpu, ui, |gpu| {
-            let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+            let options = PlanOptions { kernels: args.model.kernels(gpu), ..Default::default() };
             let outcome = measure(args, &model, weights, gpu, &options, ui)?;
             show(gpu, &outcome, ui)?;
             outcomes.push(outcome);

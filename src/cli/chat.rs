@@ -247,7 +247,7 @@ fn describe(session: &Session, answer: &Answer, args: &Args) -> Result<Value> {
         "adapter": gpu.adapter().name,
         "driver": gpu.adapter().driver,
         "weights": json::weights(&loaded.weights, loaded.bits_per_weight, loaded.resident_bytes),
-        "kernels": format!("{:?}", args.model.kernels()).to_lowercase(),
+        "kernels": format!("{:?}", args.model.kernels(gpu)).to_lowercase(),
         "context": loaded.chat.decoder.context(),
         "cache_bytes": loaded.chat.decoder.cache_bytes(),
         "peak_gpu_bytes": gpu.ledger().peak(),

@@ -289,7 +289,7 @@ impl<'a> Painter<'a> {
     pub fn new(gpu: &'a Gpu, inputs: &'a Inputs, ui: &Ui) -> Result<Painter<'a>> {
         let start = Instant::now();
         let act = inputs.activations.resolve(gpu)?;
-        let plan = PlanOptions { kernels: inputs.kernels.into(), ..Default::default() };
+        let plan = PlanOptions { kernels: inputs.kernels.on(gpu), ..Default::default() };
         let mut options = LoadOptions { act, plan, ..inputs.options.clone() };
         let budget = gpu.ledger().budget();
         let memory = measure::plan(gpu, budget, &inputs.model, &options, &inputs.request)?;

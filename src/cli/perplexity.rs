@@ -94,7 +94,7 @@ fn measure(
 
     let start = Instant::now();
     let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(0);
-    let place = (longest, args.model.act(gpu)?, args.model.kernels());
+    let place = (longest, args.model.act(gpu)?, args.model.kernels(gpu));
     let kv = args.kv.resolve(place.1)?;
     let mut scorer = Scorer::with_kv(gpu, &model.net, place, kv)?;
     let mut base_scorer = base.as_ref().map(|b| Scorer::new(gpu, &b.net, place)).transpose()?;
@@ -181,7 +181,7 @@ fn describe(
         "driver": gpu.adapter().driver,
         "weights": json::weights(
             &model.weights, model.report.bits_per_weight(), model.report.resident_bytes()),
-        "kernels": format!("{:?}", args.model.kernels()).to_lowercase(),
+        "kernels": format!("{:?}", args.model.kernels(gpu)).to_lowercase(),
         "seconds": { "load": json::round(model.seconds, 4), "score": json::round(seconds, 4) },
     });
     if let (Value::Object(answer), Value::Object(more)) = (&mut answer, more) {

@@ -104,7 +104,7 @@ fn load(gpu: &Gpu, setup: &Setup<'_>, ui: &Ui) -> Result<Loaded> {
         load_net(gpu, folder, model.weights_for(folder), ui)?;
     let longest = net.config().max_position_embeddings();
     let context = how.context.unwrap_or(longest.min(DEFAULT_CONTEXT));
-    let options = PlanOptions { kernels: model.kernels(), ..Default::default() };
+    let options = PlanOptions { kernels: model.kernels(gpu), ..Default::default() };
     let decoder = Decoder::with_kv(gpu, net, (context, kv), act, options)?;
     let chat = Chat::new(decoder, folder, turns, overrides.clone())?;
     Ok(Loaded {

@@ -29,7 +29,14 @@ pub struct AdapterSummary {
     pub index: usize,
     pub name: String,
     pub backend: String,
+    /// Name and version of the driver.
     pub driver: String,
+    pub driver_name: String,
+    /// As the driver writes it; empty where it says nothing.
+    pub driver_version: String,
+    /// PCI ids of the maker and of the chip, 0 where there are none.
+    pub vendor: u32,
+    pub device: u32,
     pub device_type: String,
     pub caps: Caps,
 }
@@ -89,7 +96,11 @@ fn summary(index: usize, adapter: &wgpu::Adapter, without: Without) -> AdapterSu
         index,
         name: info.name,
         backend: info.backend.to_string(),
-        driver: [info.driver, info.driver_info].join(" ").trim().to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        driver_name: info.driver,
+        driver_version: info.driver_info,
+        vendor: info.vendor,
+        device: info.device,
         device_type: format!("{:?}", info.device_type),
         caps: Caps::read(adapter, without),
     }
@@ -107,6 +118,16 @@ pub(super) struct Trouble {
     lost: Option<String>,
     /// The first error since the last look.
     error: Option<Error>,
+}
+
+/// The adapter that [`Gpu::open`] takes, without opening it.
+///
+/// # Errors
+/// `NoAdapter`, as there.
+pub fn chosen(options: &GpuOptions) -> Result<AdapterSummary> {
+    let all = ranked(&instance());
+    let index = choose(&all, options)?;
+    Ok(summary(index, &all[index], options.without))
 }
 
 pub(super) struct Inner {
@@ -228,6 +249,10 @@ impl Gpu {
     /// its clones is `DeviceLost`.
     pub fn lose(&self, why: &str) {
         note(&self.inner.trouble, |trouble| trouble.lose(&self.adapter().name, why));
+        self.destroy();
+    }
+    /// Destroys the device and leaves it to the driver to report that.
+    pub fn destroy(&self) {
         self.inner.device.destroy();
         self.tidy();
     }
@@ -277,13 +302,18 @@ fn watch(device: &wgpu::Device, trouble: &Arc<Mutex<Trouble>>, name: &str) {
     });
 }
 
+/// What to do where there is none.
+pub fn no_adapter() -> Error {
+    Error::NoAdapter(
+        "no GPU adapter: install a Vulkan driver (on Debian and Ubuntu a software one is \
+         `apt-get install mesa-vulkan-drivers libvulkan1`), or see what WGPU_BACKEND allows"
+            .into(),
+    )
+}
+
 fn choose(all: &[wgpu::Adapter], options: &GpuOptions) -> Result<usize> {
     if all.is_empty() {
-        return Err(Error::NoAdapter(
-            "no GPU adapter: install a Vulkan driver (on Debian and Ubuntu a software one is \
-             `apt-get install mesa-vulkan-drivers libvulkan1`), or see what WGPU_BACKEND allows"
-                .into(),
-        ));
+        return Err(no_adapter());
     }
     let wanted = options.device.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
     let Some(wanted) = wanted else { return Ok(0) };

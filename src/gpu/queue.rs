@@ -216,6 +216,11 @@ impl Gpu {
         self.wait_for(None)
     }
 
+    /// As [`Gpu::wait`], but no longer than that: the error is the one of a device that hangs. The work goes on.
+    pub fn wait_at_most(&self, limit: Duration) -> Result<()> {
+        self.wait_within(None, limit)
+    }
+
     /// One thread at a time submits or waits: wgpu-core 30.0.1 panics ("If the queue is empty, the current
     /// submission index …") when a timed wait ends early while another thread retires that submission.
     fn turn(&self) -> MutexGuard<'_, ()> {
@@ -230,10 +235,14 @@ impl Gpu {
     }
 
     fn wait_for(&self, index: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let start = Instant::now();
+        self.wait_within(index, WATCHDOG)
+    }
+
+    fn wait_within(&self, index: Option<wgpu::SubmissionIndex>, limit: Duration) -> Result<()> {
+        let (start, turn) = (Instant::now(), TURN.min(limit));
         loop {
             let poll =
-                wgpu::PollType::Wait { submission_index: index.clone(), timeout: Some(TURN) };
+                wgpu::PollType::Wait { submission_index: index.clone(), timeout: Some(turn) };
             let polled = {
                 let _turn = self.turn();
                 self.inner.device.poll(poll)
@@ -249,11 +258,11 @@ impl Gpu {
             }
             self.check()?;
             interrupted()?;
-            if start.elapsed() > WATCHDOG {
+            if start.elapsed() > limit {
                 return Err(Error::DeviceLost(format!(
                     "{}: no answer in {} s; the device hangs or the work is far too large for it",
                     self.adapter().name,
-                    WATCHDOG.as_secs()
+                    limit.as_secs()
                 )));
             }
         }
