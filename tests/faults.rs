@@ -117,11 +117,19 @@ fn a_picture_is_painted_once_more_on_a_new_device() {
         let out = at(name);
         inknib(&[&GENERATE[..], more, &["-o", out.to_str().unwrap()]].concat(), fault, "")
     };
-    assert_eq!(paint("whole.png", &[], &[]).code, 0);
+    assert_eq!(paint("whole.png", &["-b", "2"], &[]).code, 0);
     let run = paint("lost.png", &[], &[("INKNIB_FAULT", "lose-device:2")]);
     assert_eq!(run.code, 0, "{}", run.err);
     assert!(run.err.contains("submission 2") && run.err.contains(LOST), "{}", run.err);
     assert_eq!(picture(&at("lost.png")), picture(&at("whole.png")));
+
+    // After the first picture of two, which is not painted again.
+    let run = paint("two.png", &["-b", "2"], &[("INKNIB_FAULT", "lose-device:14")]);
+    assert!(run.code == 0 && run.err.contains(LOST), "{}", run.err);
+    assert_eq!(run.out.matches("two.png").count(), 1, "{}", run.out);
+    for (two, whole) in [("two.png", "whole.png"), ("two_2.png", "whole_2.png")] {
+        assert_eq!(picture(&at(two)), picture(&at(whole)));
+    }
 
     let run = paint("twice.png", &[], &[("INKNIB_FAULT", "lose-device:2,2")]);
     assert_eq!(run.code, 6, "{}{}", run.out, run.err);
@@ -314,6 +322,11 @@ fn the_reference_kernels_are_left_and_then_nothing() {
     assert_eq!((run.code, &value["passed"]), (7, &false.into()));
     assert!(value["verdict"].as_str().unwrap().starts_with("Not usable"), "{value}");
     refused(&ask, &[cache], 7, &["no kernel computes right", "inknib doctor --forget"]);
+    // Without f16 there are no f16 activations to test.
+    let half = ["doctor", "--activations", "f16"];
+    if gpu().is_some_and(|gpu| gpu.caps().f16) {
+        refused(&half, &[cache, ("INKNIB_FAULT", "wrong:f16")], 7, &["cases are wrong"]);
+    }
     // What the user has chosen to test says nothing of the rest.
     well(&["doctor", "--without", "subgroups"], &[cache], "");
     refused(&ask, &[cache], 7, &["no kernel computes right"]);
@@ -340,6 +353,10 @@ fn doctor_says_what_runs_and_why() {
             assert!(place["writable"] == true && place["free_bytes"].as_u64().unwrap() > 0);
         }
     }
+    // A loss alone says nothing of what a driver computes.
+    let lost = well(&["doctor", "--json"], &[("INKNIB_FAULT", "lose-device:3")], "");
+    assert!(lost.err.contains(LOST), "{}", lost.err);
+    assert_eq!(json(&lost)["avoids"], serde_json::json!([]));
     // The record is not made where there is nothing to record.
     assert!(!Path::new(env!("CARGO_MANIFEST_DIR")).join("no-such-folder").exists());
     refused(&["doctor"], &[("INKNIB_FAULT", "wrong:colour")], 2, &["wrong:subgroups"]);

@@ -173,11 +173,7 @@ fn about_the_adapter(gpu: &Gpu, ui: &Ui) -> Result<()> {
 /// The variants that plans will choose, as `name: choice`, whatever the family of kernels.
 fn general(args: &Args, tier: &Tier) -> Vec<(&'static str, String)> {
     let caps = tier.gpu.caps();
-    let kernels = match (caps.fast_kernels, caps.software) {
-        (false, _) => "the reference kernels alone",
-        (true, true) => "register tiles without shared memory (a CPU plays the GPU)",
-        (true, false) => "tiles with lanes that work together",
-    };
+    let kernels = if caps.fast_kernels { "fast" } else { "reference" };
     let timing = if caps.timestamps { "timestamps on the device" } else { "the host's clock only" };
     vec![
         ("activations", tier.act.wgsl().to_string()),

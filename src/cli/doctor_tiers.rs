@@ -3,6 +3,7 @@
 
 use super::common::Ui;
 use super::doctor::{Args, again};
+use super::recover::twice;
 use crate::gpu::{Elem, Gpu, Without};
 use crate::graph::MAX_TRIPS;
 use crate::probe::selftest::{SelfTest, selftest};
@@ -19,14 +20,20 @@ pub(super) struct Tier {
 }
 
 impl Tier {
-    fn run(gpu: Gpu, act: Elem, without: Without, ui: &Ui) -> Result<Tier> {
-        let bar = ui.bar("self-test", 0);
-        let outcome =
-            match selftest(&gpu, act, |case| bar.say(format!("{} {}", case.op, case.what))) {
-                Ok(test) => Ok(test),
-                Err(Error::DeviceLost(what)) => Err(what),
-                Err(other) => return Err(other),
-            };
+    fn run(args: &Args, first: Gpu, act: Elem, without: Without, ui: &Ui) -> Result<Tier> {
+        let mut gpu = first;
+        let outcome = twice(ui, |repeated| {
+            if repeated {
+                gpu = again(args, without)?;
+            }
+            let bar = ui.bar("self-test", 0);
+            selftest(&gpu, act, |case| bar.say(format!("{} {}", case.op, case.what)))
+        });
+        let outcome = match outcome {
+            Ok(test) => Ok(test),
+            Err(Error::DeviceLost(what)) => Err(what),
+            Err(other) => return Err(other),
+        };
         Ok(Tier { without, gpu, act, outcome })
     }
     pub fn passed(&self) -> bool {
@@ -87,7 +94,7 @@ fn first_failure(test: &SelfTest) -> String {
 pub(super) fn search(args: &Args, gpu: Gpu, ui: &Ui) -> Result<Vec<Tier>> {
     let act = args.activations.resolve(&gpu)?;
     let lesser = lesser(&gpu, act);
-    let mut tiers = vec![Tier::run(gpu, act, Without::default(), ui)?];
+    let mut tiers = vec![Tier::run(args, gpu, act, Without::default(), ui)?];
     for without in lesser {
         let last = &tiers[tiers.len() - 1];
         if last.passed() || last.is_last() {
@@ -96,7 +103,7 @@ pub(super) fn search(args: &Args, gpu: Gpu, ui: &Ui) -> Result<Vec<Tier>> {
         let gpu = again(args, without)?;
         // f16 activations that were asked for cannot be had without f16.
         let Ok(act) = args.activations.resolve(&gpu) else { continue };
-        tiers.push(Tier::run(gpu, act, without, ui)?);
+        tiers.push(Tier::run(args, gpu, act, without, ui)?);
     }
     Ok(tiers)
 }

@@ -17,20 +17,25 @@ pub fn on_device<T>(args: &GpuArgs, ui: &Ui, mut work: impl FnMut(&Gpu) -> Resul
 ///
 /// # Errors
 /// As [`on_device`].
-pub fn once_more<T>(ui: &Ui, mut attempt: impl FnMut(bool) -> Result<T>) -> Result<T> {
-    match attempt(false) {
-        Err(Error::DeviceLost(what)) => {
-            ui.warn(&format!("{what}; running once more on a new device"));
-        }
-        other => return other,
-    }
-    attempt(true).map_err(|error| match error {
+pub fn once_more<T>(ui: &Ui, attempt: impl FnMut(bool) -> Result<T>) -> Result<T> {
+    twice(ui, attempt).map_err(|error| match error {
         Error::DeviceLost(what) => Error::DeviceLost(format!(
             "{what}, the second time in a row; take a smaller size or fewer at once, another --device or \
              a newer driver; `inknib doctor` tests this one"
         )),
         other => other,
     })
+}
+
+/// As [`once_more`], for callers that know what to do about a second loss.
+pub fn twice<T>(ui: &Ui, mut attempt: impl FnMut(bool) -> Result<T>) -> Result<T> {
+    match attempt(false) {
+        Err(Error::DeviceLost(what)) => {
+            ui.warn(&format!("{what}; running once more on a new device"));
+            attempt(true)
+        }
+        other => other,
+    }
 }
 
 /// A text that is given out as it comes, and only once when it comes again.
