@@ -1,6 +1,6 @@
 //! `inknib bench`: speed and memory of a model; of a language model in llama-bench's table form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -9,6 +9,7 @@ use super::bench_ops::{ceilings, in_words};
 use super::common::{Family, GpuArgs, ModelArgs, ModelFolder, Ui, table};
 use super::json;
 use super::language::{KvChoice, LoadedNet, load_net};
+use super::recover::on_device;
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::nets::language::LanguageConfig;
@@ -159,58 +160,79 @@ fn language(args: &Args, folder: &ModelFolder, files: &Files, ui: &Ui) -> Result
         )));
     }
     let ceilings = ceilings(args, ui)?;
-    let gpu = args.gpu.open()?;
-    let weights = args.model.weights_for(&folder.path);
-    let LoadedNet { net, report, seconds, .. } = load_net(&gpu, &folder.path, weights, ui)?;
-    let family = net.config().family();
-    let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
-    let act = args.model.act(&gpu)?;
-    let kv = (context, args.kv.resolve(act)?);
-    let mut decoder = Decoder::with_kv(&gpu, net, kv, act, options)?;
-    let bar = ui.bar("bench", tests.len() as u64);
-    let mut rows = Vec::new();
-    for (done, test) in tests.iter().enumerate() {
-        bar.at(done as u64);
-        bar.say(test.name());
-        rows.push(measure(&gpu, &mut decoder, *test, args.repetitions as usize, &ceilings)?);
+    on_device(&args.gpu, ui, |gpu| {
+        let what = Session { args, path: &folder.path, files, ceilings: &ceilings };
+        what.run((&tests, context), gpu, ui)
+    })
+}
+
+/// A language model, and what all its tests share.
+struct Session<'a> {
+    args: &'a Args,
+    path: &'a Path,
+    files: &'a Files,
+    ceilings: &'a Ceilings,
+}
+
+impl Session<'_> {
+    /// Runs the tests, the longest of which needs that context.
+    fn run(&self, (tests, context): (&[Test], usize), gpu: &Gpu, ui: &Ui) -> Result<()> {
+        let Session { args, path, files, ceilings } = self;
+        let weights = args.model.weights_for(path);
+        let LoadedNet { net, report, seconds, .. } = load_net(gpu, path, weights, ui)?;
+        let family = net.config().family();
+        let options = PlanOptions { kernels: args.model.kernels(gpu), ..Default::default() };
+        let act = args.model.act(gpu)?;
+        let kv = (context, args.kv.resolve(act)?);
+        let mut decoder = Decoder::with_kv(gpu, net, kv, act, options)?;
+        let bar = ui.bar("bench", tests.len() as u64);
+        let mut rows = Vec::new();
+        for (done, test) in tests.iter().enumerate() {
+            bar.at(done as u64);
+            bar.say(test.name());
+            rows.push(measure(gpu, &mut decoder, *test, args.repetitions as usize, ceilings)?);
+        }
+        drop(bar);
+        let memory = Memory {
+            weights: report.resident_bytes(),
+            cache: decoder.cache_bytes(),
+            activations: decoder.activation_bytes(),
+            peak: gpu.ledger().peak(),
+            weights_read_per_token: decoder.weight_bytes_per_token(),
+        };
+        let name = path.file_name().map_or(family.into(), |n| n.to_string_lossy().into_owned());
+        let model = Model {
+            name: format!("{name} {weights}"),
+            family,
+            weights: json::weights(weights, report.bits_per_weight(), report.resident_bytes()),
+            bits: report.bits_per_weight(),
+            parameters: report.elements(),
+            load_seconds: seconds,
+            memory,
+            ceilings: **ceilings,
+        };
+        let mut report = describe(gpu, &model, &rows);
+        files.finish(&mut report, ui)?;
+        if ui.json() {
+            return ui.answer(&report);
+        }
+        show(gpu, &model, &rows, ui)?;
+        files.show_comparison(&report, ui)
     }
-    drop(bar);
-    let memory = Memory {
-        weights: report.resident_bytes(),
-        cache: decoder.cache_bytes(),
-        activations: decoder.activation_bytes(),
-        peak: gpu.ledger().peak(),
-        weights_read_per_token: decoder.weight_bytes_per_token(),
-    };
-    let name = folder.path.file_name().map_or(family.into(), |n| n.to_string_lossy().into_owned());
-    let model = Model {
-        name: format!("{name} {weights}"),
-        family,
-        weights: json::weights(weights, report.bits_per_weight(), report.resident_bytes()),
-        bits: report.bits_per_weight(),
-        parameters: report.elements(),
-        load_seconds: seconds,
-        memory,
-        ceilings,
-    };
-    let mut report = describe(&gpu, &model, &rows);
-    files.finish(&mut report, ui)?;
-    if ui.json() {
-        return ui.answer(&report);
-    }
-    show(&gpu, &model, &rows, ui)?;
-    files.show_comparison(&report, ui)
 }
 
 /// What the forms of 4-bit weights cost.
 fn formats(args: &Args, ui: &Ui) -> Result<()> {
+    on_device(&args.gpu, ui, |gpu| format_table(args, gpu, ui))
+}
+
+fn format_table(args: &Args, gpu: &Gpu, ui: &Ui) -> Result<()> {
     /// Times that all forms take turns, for each of `--repetitions`.
     const TURNS: usize = 7;
-    let gpu = args.gpu.open()?;
-    let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+    let options = PlanOptions { kernels: args.model.kernels(gpu), ..Default::default() };
     let spinner = ui.bar("formats", 0);
     let samples = TURNS * args.repetitions as usize;
-    let costs = format_costs(&gpu, args.model.act(&gpu)?, &options, samples)?;
+    let costs = format_costs(gpu, args.model.act(gpu)?, &options, samples)?;
     drop(spinner);
     if ui.json() {
         return ui.answer(&json!({

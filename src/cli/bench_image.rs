@@ -8,6 +8,7 @@ use super::bench_files::Files;
 use super::bench_ops::{ceilings, in_words};
 use super::common::{ModelFolder, Ui, table};
 use super::json;
+use super::recover::on_device;
 use crate::gpu::{self, Gpu};
 use crate::graph::PlanOptions;
 use crate::probe::bench_image::{
@@ -43,12 +44,14 @@ pub(super) fn run(args: &Args, folder: &ModelFolder, files: &Files, ui: &Ui) -> 
     let mut outcomes = Vec::new();
     for weights in args.model.weights.split(',') {
         let weights = if weights == crate::quant::AUTO { "int4" } else { weights };
-        let gpu = args.gpu.open()?;
-        let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
-        let outcome = measure(args, (&model, weights), &gpu, (&options, &ceilings), ui)?;
-        show(&gpu, &outcome, ui)?;
-        outcomes.push(outcome);
-        adapter = Some(gpu.adapter().clone());
+        on_device(&args.gpu, ui, |gpu| {
+            let options = PlanOptions { kernels: args.model.kernels(gpu), ..Default::default() };
+            let outcome = measure(args, (&model, weights), gpu, (&options, &ceilings), ui)?;
+            show(gpu, &outcome, ui)?;
+            outcomes.push(outcome);
+            adapter = Some(gpu.adapter().clone());
+            Ok(())
+        })?;
     }
     let Some(adapter) = adapter else {
         return Err(Error::Usage("nothing to measure: give --weights".into()));

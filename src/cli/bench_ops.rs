@@ -16,7 +16,7 @@ use crate::probe::ceilings::Ceilings;
 pub(super) fn ceilings(args: &Args, ui: &Ui) -> Result<Ceilings> {
     let spinner = ui.bar("ceilings", 0);
     spinner.say("copy, FMA, dot4, latencies");
-    Ceilings::measure(&args.gpu.open()?)
+    Ceilings::measure(&args.gpu.open(ui)?)
 }
 
 /// Ceilings in one line below a table.
@@ -31,8 +31,8 @@ pub(super) fn in_words(c: &Ceilings) -> String {
 pub(super) fn run(args: &Args, files: &Files, ui: &Ui) -> Result<()> {
     check_names(&args.op)?;
     let ceilings = ceilings(args, ui)?;
-    let gpu = args.gpu.open()?;
-    let options = PlanOptions { kernels: args.model.kernels(), ..Default::default() };
+    let gpu = args.gpu.open(ui)?;
+    let options = PlanOptions { kernels: args.model.kernels(&gpu), ..Default::default() };
     let bench = OpsBench { gpu: &gpu, ceilings, act: args.model.act(&gpu)?, options: &options };
     let asked = OpsAsked { ops: args.op.clone(), quick: args.quick };
     let bar = ui.bar("bench", 1);
@@ -49,7 +49,7 @@ pub(super) fn run(args: &Args, files: &Files, ui: &Ui) -> Result<()> {
         "adapter": gpu.adapter().name,
         "driver": gpu.adapter().driver,
         "backend": gpu.adapter().backend,
-        "kernels_from": format!("{:?}", args.model.kernels()).to_lowercase(),
+        "kernels_from": format!("{:?}", args.model.kernels(&gpu)).to_lowercase(),
         "activations": activations,
         "ceilings": ceilings,
         "ops": rows,

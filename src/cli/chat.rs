@@ -1,20 +1,18 @@
 //! `inknib chat`: a conversation, or one answer with `-p`.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::common::{Family, GpuArgs, ModelArgs, Ui, print_json_line};
-use super::language::{KvChoice, LoadedNet, load_net};
+use super::language::KvChoice;
 use super::sampling::SamplingArgs;
+use super::session::{Loaded, Session, Setup};
 use super::{json, repl};
-use crate::gpu::{self, Gpu};
-use crate::graph::PlanOptions;
+use crate::gpu;
 use crate::probe::perplexity::read_text;
-use crate::text::chat::{Answer, Chat, Ended, Turns};
-use crate::text::decoder::Decoder;
-use crate::text::generation_config::{GenerationConfig, Overrides};
+use crate::text::chat::{Answer, Ended};
+use crate::text::generation_config::GenerationConfig;
 use crate::text::sampler::Chosen;
 use crate::text::template::Message;
 use crate::{Error, Result};
@@ -74,59 +72,22 @@ impl Default for How {
     }
 }
 
-/// A loaded model with what it took.
-pub struct Loaded {
-    pub chat: Chat,
-    pub load_seconds: f64,
-    pub weights: String,
-    pub bits_per_weight: f64,
-    pub resident_bytes: u64,
-}
-
-/// Context taken without `-c`, at most: the cache of a long one costs memory that few conversations use.
-const DEFAULT_CONTEXT: usize = 4096;
-
-/// Loads a language model, with progress.
-pub fn load(
-    gpu: &Gpu,
-    folder: &Path,
-    model: &ModelArgs,
-    how: &How,
-    overrides: Overrides,
-    ui: &Ui,
-) -> Result<Loaded> {
-    let start = Instant::now();
-    let act = model.act(gpu)?;
-    let kv = how.kv.resolve(act)?;
-    // Before the weights: a missing template is known at once.
-    let turns = Turns::choose(&how.chat_template, folder)?;
-    let LoadedNet { net, report, weights, .. } =
-        load_net(gpu, folder, model.weights_for(folder), ui)?;
-    let longest = net.config().max_position_embeddings();
-    let context = how.context.unwrap_or(longest.min(DEFAULT_CONTEXT));
-    let options = PlanOptions { kernels: model.kernels(), ..Default::default() };
-    let decoder = Decoder::with_kv(gpu, net, (context, kv), act, options)?;
-    let chat = Chat::new(decoder, folder, turns, overrides)?;
-    Ok(Loaded {
-        chat,
-        load_seconds: start.elapsed().as_secs_f64(),
-        weights,
-        bits_per_weight: report.bits_per_weight(),
-        resident_bytes: report.resident_bytes(),
-    })
-}
-
 /// Answers one question, or holds a conversation.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = args.model.folder(Some("demo-chat"))?.expect(Family::Llm)?;
     GenerationConfig::load(&folder.path)?.sampler_options(&args.sampling.overrides()).check()?;
-    let gpu = args.gpu.open()?;
-    let mut loaded =
-        load(&gpu, &folder.path, &args.model, &args.how, args.sampling.overrides(), ui)?;
+    let setup = Setup {
+        gpu: &args.gpu,
+        folder: &folder.path,
+        model: &args.model,
+        how: &args.how,
+        overrides: args.sampling.overrides(),
+    };
+    let mut session = Session::open(setup, None, ui)?;
     if let Some(system) = &args.system {
-        loaded.chat.set_system(system);
+        session.chat_mut().set_system(system);
     }
-    for setting in &loaded.chat.generation().unserved {
+    for setting in &session.chat().generation().unserved {
         ui.note(&format!(
             "the model's generation_config.json asks for {setting}, which is not followed here"
         ));
@@ -138,12 +99,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         (None, None) => None,
     };
     match prompt {
-        Some(prompt) if args.jsonl => stream(&gpu, &mut loaded, &prompt, args).map(drop),
-        Some(prompt) => answer(&gpu, &mut loaded, &prompt, args, ui),
-        None if args.jsonl => stream_turns(&gpu, &mut loaded, args),
+        Some(prompt) if args.jsonl => stream(&mut session, &prompt, args).map(drop),
+        Some(prompt) => answer(&mut session, &prompt, args, ui),
+        None if args.jsonl => stream_turns(&mut session, args),
         None => {
-            ui.note(&format!("{} on {}", folder.path.display(), gpu.adapter().name));
-            let mut talker = Conversation { chat: loaded.chat, told: false };
+            ui.note(&format!("{} on {}", folder.path.display(), session.gpu.adapter().name));
+            let mut talker = Conversation { session, told: false };
             repl::run(&mut talker, &repl::ReplOptions::new(gpu::interrupt()))
         }
     }
@@ -164,22 +125,22 @@ fn read_question(file: &Path) -> Result<String> {
     Ok(text.to_string())
 }
 
-fn answer(gpu: &Gpu, loaded: &mut Loaded, prompt: &str, args: &Args, ui: &Ui) -> Result<()> {
-    let answer = say(loaded, prompt, ui)?;
+fn answer(session: &mut Session, prompt: &str, args: &Args, ui: &Ui) -> Result<()> {
+    let answer = say(session, prompt, ui)?;
     if ui.json() {
-        ui.answer(&describe(gpu, loaded, &answer, args)?)?;
+        ui.answer(&describe(session, &answer, args)?)?;
     } else {
         ui.line("")?;
-        ui.note(&summary(gpu, loaded, &answer));
+        ui.note(&summary(session, &answer));
     }
     if answer.ended == Ended::Interrupted { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// `--jsonl`: `{"type": "text", "text": …}` for each piece as it is certain, then one
 /// `{"type": "answer", …}` with all that `--json` prints.
-fn stream(gpu: &Gpu, loaded: &mut Loaded, prompt: &str, args: &Args) -> Result<Answer> {
+fn stream(session: &mut Session, prompt: &str, args: &Args) -> Result<Answer> {
     let mut broken = Ok(());
-    let answer = loaded.chat.say(prompt, &mut |piece| {
+    let answer = session.say(prompt, &mut |piece| {
         if broken.is_ok() {
             broken = print_json_line(&json!({ "type": "text", "text": piece }));
         }
@@ -187,7 +148,7 @@ fn stream(gpu: &Gpu, loaded: &mut Loaded, prompt: &str, args: &Args) -> Result<A
     broken?;
     let mut last = json!({ "type": "answer" });
     if let (Value::Object(last), Value::Object(all)) =
-        (&mut last, describe(gpu, loaded, &answer, args)?)
+        (&mut last, describe(session, &answer, args)?)
     {
         last.extend(all);
     }
@@ -197,19 +158,19 @@ fn stream(gpu: &Gpu, loaded: &mut Loaded, prompt: &str, args: &Args) -> Result<A
 
 /// Each line of standard input is a turn: plain text, or a JSON object with `prompt`, or with `messages`
 /// that replace the conversation and end with the user's.
-fn stream_turns(gpu: &Gpu, loaded: &mut Loaded, args: &Args) -> Result<()> {
+fn stream_turns(session: &mut Session, args: &Args) -> Result<()> {
     for line in std::io::stdin().lines() {
         let line = line.map_err(|e| Error::io("standard input", e))?;
         if line.trim().is_empty() {
             continue;
         }
-        let prompt = turn(&line, loaded)?;
-        stream(gpu, loaded, &prompt, args)?;
+        let prompt = turn(&line, session)?;
+        stream(session, &prompt, args)?;
     }
     Ok(())
 }
 
-fn turn(line: &str, loaded: &mut Loaded) -> Result<String> {
+fn turn(line: &str, session: &mut Session) -> Result<String> {
     if !line.trim_start().starts_with('{') {
         return Ok(line.to_string());
     }
@@ -229,7 +190,7 @@ fn turn(line: &str, loaded: &mut Loaded) -> Result<String> {
         (Some(prompt), None) => Ok(prompt),
         (None, Some(mut messages)) => match messages.pop() {
             Some(last) if last.role == "user" => {
-                loaded.chat.messages = messages;
+                session.chat_mut().messages = messages;
                 Ok(last.content)
             }
             _ => Err(wrong("the last message is not the user's".into())),
@@ -239,9 +200,9 @@ fn turn(line: &str, loaded: &mut Loaded) -> Result<String> {
 }
 
 /// Streams one answer to stdout.
-pub fn say(loaded: &mut Loaded, prompt: &str, ui: &Ui) -> Result<Answer> {
+pub fn say(session: &mut Session, prompt: &str, ui: &Ui) -> Result<Answer> {
     let mut broken = Ok(());
-    let answer = loaded.chat.say(prompt, &mut |piece| {
+    let answer = session.say(prompt, &mut |piece| {
         if broken.is_ok() {
             broken = ui.print(piece);
         }
@@ -254,7 +215,8 @@ fn rate(count: usize, seconds: f64) -> f64 {
 }
 
 /// One line for people.
-pub fn summary(gpu: &Gpu, loaded: &Loaded, answer: &Answer) -> String {
+pub fn summary(session: &Session, answer: &Answer) -> String {
+    let Session { gpu, loaded, .. } = session;
     let g = &answer.generated;
     format!(
         "  {} ({}), {} weights at {:.2} bits, {} resident\n  load {:.1} s, {} prompt tokens in {:.2} s, \
@@ -264,7 +226,7 @@ pub fn summary(gpu: &Gpu, loaded: &Loaded, answer: &Answer) -> String {
         loaded.weights,
         loaded.bits_per_weight,
         gpu::mib(loaded.resident_bytes),
-        loaded.load_seconds,
+        loaded.seconds,
         g.prompt_tokens,
         g.prefill_seconds,
         g.tokens.len(),
@@ -273,7 +235,8 @@ pub fn summary(gpu: &Gpu, loaded: &Loaded, answer: &Answer) -> String {
     )
 }
 
-fn describe(gpu: &Gpu, loaded: &Loaded, answer: &Answer, args: &Args) -> Result<Value> {
+fn describe(session: &Session, answer: &Answer, args: &Args) -> Result<Value> {
+    let Session { gpu, loaded, .. } = session;
     let g = &answer.generated;
     let s = |v: f64| json::round(v, 4);
     let mut all = json!({
@@ -284,13 +247,13 @@ fn describe(gpu: &Gpu, loaded: &Loaded, answer: &Answer, args: &Args) -> Result<
         "adapter": gpu.adapter().name,
         "driver": gpu.adapter().driver,
         "weights": json::weights(&loaded.weights, loaded.bits_per_weight, loaded.resident_bytes),
-        "kernels": format!("{:?}", args.model.kernels()).to_lowercase(),
+        "kernels": format!("{:?}", args.model.kernels(gpu)).to_lowercase(),
         "context": loaded.chat.decoder.context(),
         "cache_bytes": loaded.chat.decoder.cache_bytes(),
         "peak_gpu_bytes": gpu.ledger().peak(),
         "compile_seconds": s(gpu.compile_cost().1),
         "kernels_compiled": gpu.compile_cost().0,
-        "seconds": { "load": s(loaded.load_seconds), "prefill": s(g.prefill_seconds), "decode": s(g.decode_seconds) },
+        "seconds": { "load": s(loaded.seconds), "prefill": s(g.prefill_seconds), "decode": s(g.decode_seconds) },
         "tokens_per_second": {
             "prefill": s(rate(g.prompt_tokens, g.prefill_seconds)),
             "decode": s(rate(g.tokens.len().saturating_sub(1), g.decode_seconds)),
@@ -318,15 +281,15 @@ fn logprobs(loaded: &Loaded, chosen: &[Chosen]) -> Result<Value> {
 }
 
 /// The conversation as the line editor sees it.
-struct Conversation {
-    chat: Chat,
+struct Conversation<'a> {
+    session: Session<'a>,
     /// Whether the user has been told that old turns are forgotten.
     told: bool,
 }
 
-impl repl::Talker for Conversation {
+impl repl::Talker for Conversation<'_> {
     fn say(&mut self, user: &str, on_text: &mut dyn FnMut(&str)) -> Result<repl::TurnStats> {
-        let answer = self.chat.say(user, on_text)?;
+        let answer = self.session.say(user, on_text)?;
         if answer.forgotten > 0 && !self.told {
             self.told = true;
             on_text("\n(the context is full: the oldest turns are forgotten)");
@@ -342,10 +305,10 @@ impl repl::Talker for Conversation {
         })
     }
     fn reset(&mut self) {
-        self.chat.reset();
+        self.session.chat_mut().reset();
     }
     fn set_system(&mut self, text: &str) -> Result<()> {
-        self.chat.set_system(text);
+        self.session.chat_mut().set_system(text);
         Ok(())
     }
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
@@ -355,7 +318,7 @@ impl repl::Talker for Conversation {
                 Err(_) => Err(Error::Usage(format!("{key} cannot be \"{value}\""))),
             }
         }
-        let mut new = self.chat.overrides.clone();
+        let mut new = self.session.chat().overrides.clone();
         match key {
             "temperature" | "temp" => new.temperature = read(key, value)?,
             "top_k" => new.top_k = read(key, value)?,
@@ -377,13 +340,14 @@ impl repl::Talker for Conversation {
                 )));
             }
         }
-        self.chat.generation().sampler_options(&new).check()?;
-        self.chat.overrides = new;
+        self.session.chat().generation().sampler_options(&new).check()?;
+        self.session.chat_mut().overrides = new;
         Ok(())
     }
     fn settings(&self) -> Vec<(String, String)> {
-        let o = self.chat.generation().sampler_options(&self.chat.overrides);
-        let most = self.chat.overrides.max_new_tokens.or(self.chat.generation().max_new_tokens);
+        let chat = self.session.chat();
+        let o = chat.generation().sampler_options(&chat.overrides);
+        let most = chat.overrides.max_new_tokens.or(chat.generation().max_new_tokens);
         [
             ("temperature", o.temperature.to_string()),
             ("top_k", o.top_k.to_string()),
@@ -401,10 +365,10 @@ impl repl::Talker for Conversation {
         .to_vec()
     }
     fn messages(&self) -> Vec<Message> {
-        self.chat.messages.clone()
+        self.session.chat().messages.clone()
     }
     fn restore(&mut self, messages: Vec<Message>) -> Result<()> {
-        self.chat.messages = messages;
+        self.session.chat_mut().messages = messages;
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use comfy_table::{LineStyle, TableStyle};
 use serde::{Deserialize, Serialize};
 
+use super::avoid;
 use super::progress::Bar;
 use crate::gpu::{Elem, Gpu, GpuOptions, Without};
 use crate::graph::Kernels;
@@ -28,7 +29,8 @@ pub struct GpuArgs {
     /// GPU memory that may be taken in all, e.g. 4G, 512MiB or bytes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub vram_budget: Option<u64>,
-    /// Leave optional features out: f16,subgroups,timestamps,limits or all (to test what remains)
+    /// Leave optional features out: f16,subgroups,timestamps,limits or all (to test what remains); also
+    /// fast-kernels, which leaves the reference kernels
     #[arg(long, value_name = "LIST", value_parser = Without::parse)]
     pub without: Option<Without>,
 }
@@ -42,9 +44,9 @@ impl GpuArgs {
             without: self.without.unwrap_or_default(),
         }
     }
-    /// Opens the adapter.
-    pub fn open(&self) -> Result<Gpu> {
-        Gpu::open(&self.options())
+    /// Opens the adapter, without what `inknib doctor` found wrong on it.
+    pub fn open(&self, ui: &Ui) -> Result<Gpu> {
+        Gpu::open(&avoid::obey(self.options(), ui)?)
     }
 }
 
@@ -56,6 +58,13 @@ pub enum KernelChoice {
     Fast,
     /// One invocation per output element: slow and obviously right
     Reference,
+}
+
+impl KernelChoice {
+    /// What this device runs when it is asked for these.
+    pub fn on(self, gpu: &Gpu) -> Kernels {
+        Kernels::from(self).on(gpu.caps())
+    }
 }
 
 impl From<KernelChoice> for Kernels {
@@ -95,6 +104,15 @@ impl ActivationChoice {
             ActivationChoice::Auto => Ok(Elem::F32),
         }
     }
+    /// What decided it.
+    pub fn reason(self, gpu: &Gpu) -> &'static str {
+        match self {
+            ActivationChoice::F32 | ActivationChoice::F16 => "asked for",
+            ActivationChoice::Auto if gpu.caps().software => "a CPU converts f16 slowly",
+            ActivationChoice::Auto if gpu.caps().f16 => "shaders have f16",
+            ActivationChoice::Auto => "shaders have no f16, or it is left out",
+        }
+    }
 }
 
 /// Which model and in which number format. Flatten it into a command's `Args`.
@@ -117,9 +135,9 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The kernels to plan with.
-    pub fn kernels(&self) -> Kernels {
-        self.kernels.into()
+    /// The kernels that this device plans with.
+    pub fn kernels(&self, gpu: &Gpu) -> Kernels {
+        self.kernels.on(gpu)
     }
     /// The element type of activations on this device.
     pub fn act(&self, gpu: &Gpu) -> Result<Elem> {
@@ -329,6 +347,10 @@ impl Ui {
             // There is nowhere to report that stderr is closed.
             let _ = writeln!(std::io::stderr(), "{text}");
         }
+    }
+    /// What somebody has to know whatever they asked for: on stderr, also with `--json`.
+    pub fn warn(&self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "inknib: {text}");
     }
     /// A progress bar of `total` steps on stderr, a spinner if `total` is 0; invisible with `--json`
     /// and where stderr is no terminal. It goes when it is dropped.

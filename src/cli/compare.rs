@@ -13,9 +13,11 @@ use super::compare_tables::{
 };
 use super::generate::writable;
 use super::progress::Stages;
+use super::recover::on_device;
 use crate::diffusion::image::INKNIB_CHUNK;
+use crate::diffusion::text_to_image::Request;
 use crate::files::write_whole;
-use crate::gpu::{Elem, Gpu};
+use crate::gpu::Gpu;
 use crate::graph::Kernels;
 use crate::probe::compare::judge;
 use crate::probe::compare_image::{ImageOptions, compare_image};
@@ -78,21 +80,25 @@ fn reports(args: &Args, [a, b]: [&Path; 2], ui: &Ui) -> Result<()> {
 fn sweep(args: &Args, folder: &ModelFolder, file: &Path, ui: &Ui) -> Result<()> {
     let formats = args.sweep.formats(&args.model.weights)?;
     writable(file)?;
-    let gpu = args.gpu.open()?;
-    let act = args.model.act(&gpu)?;
-    let options =
-        SweepOptions { folder: folder.path.clone(), file: file.to_path_buf(), formats, act };
-    let mut stages = Stages::new(ui);
-    let mut show = |label: &str, done: usize, total: usize| stages.show(label, done, total);
-    let sweep = match folder.family {
-        Family::TextToImage => {
-            let requests = args.picture.requests(&args.prompt)?;
-            let steps = args.sweep.sweep_steps.unwrap_or(SWEEP_STEPS);
-            sweep_image(&gpu, &options, (&requests, steps), &mut show)?
+    let sweep = on_device(&args.gpu, ui, |gpu| {
+        let act = args.model.act(gpu)?;
+        let options = SweepOptions {
+            folder: folder.path.clone(),
+            file: file.to_path_buf(),
+            formats: formats.clone(),
+            act,
+        };
+        let mut stages = Stages::new(ui);
+        let mut show = |label: &str, done: usize, total: usize| stages.show(label, done, total);
+        match folder.family {
+            Family::TextToImage => {
+                let requests = args.picture.requests(&args.prompt)?;
+                let steps = args.sweep.sweep_steps.unwrap_or(SWEEP_STEPS);
+                sweep_image(gpu, &options, (&requests, steps), &mut show)
+            }
+            Family::Llm => sweep_text(gpu, &options, &text_options(args, folder, gpu)?, &mut show),
         }
-        Family::Llm => sweep_text(&gpu, &options, &text_options(args, folder, act)?, &mut show)?,
-    };
-    drop(stages);
+    })?;
     if ui.json() {
         return ui.answer(&sweep);
     }
@@ -109,7 +115,7 @@ fn head(args: &Args, gpu: &Gpu, folder: &ModelFolder, report: &impl Serialize) -
         "baseline": { "weights": "fp16", "kernels": kernels(args.baseline_kernels.into()) },
         "variant": {
             "weights": args.model.weights_for(&folder.path),
-            "kernels": kernels(args.model.kernels()),
+            "kernels": kernels(args.model.kernels(gpu)),
         },
         "activations": args.model.act(gpu)?.wgsl(),
         "peak_gpu_bytes": gpu.ledger().peak(),
@@ -127,15 +133,24 @@ fn pictures(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     for file in args.picture.output.iter().chain(&args.html) {
         writable(file)?;
     }
-    let gpu = args.gpu.open()?;
+    on_device(&args.gpu, ui, |gpu| two_pictures(args, folder, &requests, gpu, ui))
+}
+
+fn two_pictures(
+    args: &Args,
+    folder: &ModelFolder,
+    requests: &[Request],
+    gpu: &Gpu,
+    ui: &Ui,
+) -> Result<()> {
     let options = ImageOptions {
         folder: folder.path.clone(),
         original: args.original.clone(),
         weights: args.model.weights_for(&folder.path).to_string(),
         unet: None,
-        kernels: args.model.kernels(),
+        kernels: args.model.kernels(gpu),
         baseline: args.baseline_kernels.into(),
-        act: args.model.act(&gpu)?,
+        act: args.model.act(gpu)?,
         floor: !args.no_floor,
         layers_at: None,
         inject: args.picture.inject,
@@ -143,11 +158,11 @@ fn pictures(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     };
     let limits = args.tolerance.over(options.limits()?);
     let mut stages = Stages::new(ui);
-    let report = compare_image(&gpu, &options, &requests, limits, &mut |label, done, total| {
+    let report = compare_image(gpu, &options, requests, limits, &mut |label, done, total| {
         stages.show(label, done, total);
     })?;
     drop(stages);
-    let mut answer = head(args, &gpu, folder, &report)?;
+    let mut answer = head(args, gpu, folder, &report)?;
     let request = &requests[0];
     answer["request"] = json!({
         "prompt": request.prompt,
@@ -157,7 +172,7 @@ fn pictures(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
         "seed": request.seed,
     });
     if let Some(file) = &args.html {
-        let mut about = about(args, &gpu, folder)?;
+        let mut about = about(args, gpu, folder)?;
         about.guidance = request.guidance;
         let of = |name: &str, value: String| (name.to_string(), value);
         about.conditions.extend([
@@ -174,7 +189,7 @@ fn pictures(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     if ui.json() {
         ui.answer(&answer)?;
     } else {
-        title(args, &gpu, folder, report.bits_per_weight, ui)?;
+        title(args, gpu, folder, report.bits_per_weight, ui)?;
         layer_table(&report.layers, args.layers, &format!("step {}", report.layers_at_step), ui)?;
         attention_table(&report.attention, ui)?;
         picture_tables(&report, ui)?;
@@ -208,7 +223,7 @@ fn about(args: &Args, gpu: &Gpu, folder: &ModelFolder) -> Result<About> {
             ),
             condition(
                 "kernels of the weights under test",
-                kernels(args.model.kernels()).to_string(),
+                kernels(args.model.kernels(gpu)).to_string(),
             ),
             condition("activations", args.model.act(gpu)?.wgsl().to_string()),
             condition("adapter", format!("{} ({})", adapter.name, adapter.driver)),
@@ -216,39 +231,42 @@ fn about(args: &Args, gpu: &Gpu, folder: &ModelFolder) -> Result<About> {
     })
 }
 
-fn text_options(args: &Args, folder: &ModelFolder, act: Elem) -> Result<TextOptions> {
+fn text_options(args: &Args, folder: &ModelFolder, gpu: &Gpu) -> Result<TextOptions> {
     Ok(TextOptions {
         folder: folder.path.clone(),
         original: args.original.clone(),
         weights: args.model.weights_for(&folder.path).to_string(),
         recipe: None,
-        kernels: args.model.kernels(),
+        kernels: args.model.kernels(gpu),
         baseline: args.baseline_kernels.into(),
-        act,
+        act: args.model.act(gpu)?,
         floor: !args.no_floor,
         passage: args.text.passage(&args.prompt)?,
     })
 }
 
 fn texts(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
-    let gpu = args.gpu.open()?;
-    let options = text_options(args, folder, args.model.act(&gpu)?)?;
-    let limits = args.tolerance.over(options.limits()?);
-    let mut stages = Stages::new(ui);
     if let Some(file) = &args.html {
         writable(file)?;
     }
-    let report = compare_text(&gpu, &options, limits, &mut |label, done, total| {
+    on_device(&args.gpu, ui, |gpu| two_texts(args, folder, gpu, ui))
+}
+
+fn two_texts(args: &Args, folder: &ModelFolder, gpu: &Gpu, ui: &Ui) -> Result<()> {
+    let options = text_options(args, folder, gpu)?;
+    let limits = args.tolerance.over(options.limits()?);
+    let mut stages = Stages::new(ui);
+    let report = compare_text(gpu, &options, limits, &mut |label, done, total| {
         stages.show(label, done, total);
     })?;
     drop(stages);
     if let Some(file) = &args.html {
-        write_whole(file, text_page(&report, &about(args, &gpu, folder)?).as_bytes())?;
+        write_whole(file, text_page(&report, &about(args, gpu, folder)?).as_bytes())?;
     }
     if ui.json() {
-        ui.answer(&head(args, &gpu, folder, &report)?)?;
+        ui.answer(&head(args, gpu, folder, &report)?)?;
     } else {
-        title(args, &gpu, folder, report.bits_per_weight, ui)?;
+        title(args, gpu, folder, report.bits_per_weight, ui)?;
         layer_table(&report.layers, args.layers, "the first tokens", ui)?;
         attention_table(&report.attention, ui)?;
         text_tables(&report, ui)?;
@@ -270,7 +288,7 @@ fn title(args: &Args, gpu: &Gpu, folder: &ModelFolder, bits: f64, ui: &Ui) -> Re
          {} ({}), {} activations",
         folder.path.display(),
         args.model.weights_for(&folder.path),
-        kernels(args.model.kernels()),
+        kernels(args.model.kernels(gpu)),
         kernels(args.baseline_kernels.into()),
         gpu.adapter().name,
         gpu.adapter().driver,

@@ -8,6 +8,8 @@ use super::common::{ActivationChoice, Family, GpuArgs, KernelChoice, ModelArgs, 
 use super::generate::Painter;
 use super::generate_inputs::Inputs;
 use super::generate_report::{Made, chunks};
+use super::recover::on_device;
+use super::session::{Session, Setup};
 use super::{chat, generate};
 use crate::text::generation_config::Overrides;
 use crate::{Error, Result};
@@ -46,10 +48,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     generate::writable(&args.output)?;
     let scenes = model("demo-scenes");
     let folder = scenes.folder(None)?.expect(Family::TextToImage)?;
-    let gpu = args.gpu.open()?;
     ui.line(&format!("Painting \"{PROMPT}\" ..."))?;
     let inputs = Inputs::demo(&scenes, &folder.path, PROMPT)?;
-    let painted = Painter::new(&gpu, &inputs, ui)?.paint(&inputs.request, (0, 1), ui)?;
+    let (gpu, painted) = on_device(&args.gpu, ui, |gpu| {
+        let painted = Painter::new(gpu, &inputs, ui)?.paint(&inputs.request, (0, 1), ui)?;
+        Ok((gpu.clone(), painted))
+    })?;
     let image = painted.picture.images.first();
     let image = image.ok_or_else(|| Error::Runtime("no picture was painted".into()))?;
     let made = Made { inputs: &inputs, request: &inputs.request, painted: &painted, place: 0 };
@@ -60,19 +64,21 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let talk = model("demo-chat");
     let folder = talk.folder(None)?.expect(Family::Llm)?;
     ui.line("\nTalking ...")?;
-    let mut loaded =
-        chat::load(&gpu, &folder.path, &talk, &chat::How::default(), Overrides::default(), ui)?;
+    let (how, overrides) = (chat::How::default(), Overrides::default());
+    let setup = Setup { gpu: &args.gpu, folder: &folder.path, model: &talk, how: &how, overrides };
+    let mut session = Session::open(setup, Some(gpu), ui)?;
     let mut turns = Vec::new();
     for question in QUESTIONS {
         ui.line(&format!("> {question}"))?;
-        let answer = chat::say(&mut loaded, question, ui)?;
+        let answer = chat::say(&mut session, question, ui)?;
         ui.line("")?;
         if question == QUESTIONS[QUESTIONS.len() - 1] {
-            ui.line(&chat::summary(&gpu, &loaded, &answer))?;
+            ui.line(&chat::summary(&session, &answer))?;
         }
         turns.push(json!({ "question": question, "answer": answer.text }));
     }
     if ui.json() {
+        let Session { gpu, loaded, .. } = &session;
         let (kernels, compile) = gpu.compile_cost();
         return ui.answer(&json!({
             "image": args.output,

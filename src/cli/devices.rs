@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
+use super::avoid::known;
 use super::common::{Ui, table};
-use crate::gpu::{AdapterSummary, adapters, mib};
-use crate::{Error, Result};
+use crate::Result;
+use crate::gpu::{AdapterSummary, GpuOptions, adapters, chosen, mib, no_adapter};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,38 +21,96 @@ pub struct Args {}
 /// Lists the adapters; none at all is exit code 3.
 pub fn run(_: &Args, ui: &Ui) -> Result<()> {
     let all = adapters();
+    // $WGPU_ADAPTER_NAME may name one that is not there: then none is taken.
+    let taken = chosen(&GpuOptions::default()).ok().map(|adapter| adapter.index);
     if ui.json() {
-        ui.answer(&all.iter().map(describe).collect::<Vec<_>>())?;
+        let one = |adapter: &AdapterSummary| {
+            let mut value = describe(adapter);
+            value["taken"] = json!(Some(adapter.index) == taken);
+            value["avoids"] = json!(known(adapter).map(|entry| entry.avoid).unwrap_or_default());
+            value
+        };
+        ui.answer(&all.iter().map(one).collect::<Vec<_>>())?;
     }
     if all.is_empty() {
-        return Err(Error::NoAdapter(
-            "no GPU adapter: install a Vulkan driver (on Debian and Ubuntu a software one is \
-             `apt-get install mesa-vulkan-drivers libvulkan1`), or see what WGPU_BACKEND allows"
-                .into(),
-        ));
+        return Err(no_adapter());
     }
-    if ui.json() {
-        return Ok(());
+    ui.line(&adapter_table(&all, taken).to_string())?;
+    ui.line(&limit_table(&all).to_string())?;
+    if let Some(taken) = taken {
+        ui.line(&format!(
+            "* is taken without --device; `--device {taken}` or a part of its name says so."
+        ))?;
     }
-    let mut shown = table(&["", "name", "backend", "type", "driver", "f16", "subgroups", "buffer"]);
-    for a in &all {
+    for adapter in &all {
+        if let Some(entry) = known(adapter) {
+            let what = if entry.usable { entry.avoid.join(" and ") } else { "everything".into() };
+            ui.line(&format!(
+                "{}: {what} not used, because `inknib doctor` found it wrong ({}).",
+                adapter.index, entry.why
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+fn adapter_table(all: &[AdapterSummary], taken: Option<usize>) -> comfy_table::Table {
+    let mut shown = table(&[
+        "",
+        "name",
+        "backend",
+        "type",
+        "driver",
+        "version",
+        "f16",
+        "subgroups",
+        "timestamps",
+    ]);
+    let yes_no = |b: bool| if b { "yes" } else { "no" }.to_string();
+    for a in all {
         let caps = &a.caps;
-        let subgroups = match caps.subgroups {
-            true => format!("{}..{}", caps.subgroup_min, caps.subgroup_max),
-            false => "no".to_string(),
+        let lanes = match caps.subgroup_min == caps.subgroup_max {
+            true => format!("{} lanes", caps.subgroup_min),
+            false => format!("{} to {} lanes", caps.subgroup_min, caps.subgroup_max),
         };
         shown.add_row([
-            a.index.to_string(),
+            format!("{}{}", a.index, if Some(a.index) == taken { " *" } else { "" }),
             a.name.clone(),
             a.backend.clone(),
             a.device_type.clone(),
-            a.driver.clone(),
-            if caps.f16 { "yes" } else { "no" }.to_string(),
-            subgroups,
-            mib(caps.max_buffer_bytes),
+            a.driver_name.clone(),
+            a.driver_version.clone(),
+            yes_no(caps.f16),
+            if caps.subgroups { lanes } else { yes_no(false) },
+            yes_no(caps.timestamps),
         ]);
     }
-    ui.line(&shown.to_string())
+    shown
+}
+
+fn limit_table(all: &[AdapterSummary]) -> comfy_table::Table {
+    let mut shown = table(&[
+        "",
+        "buffer",
+        "binding",
+        "invocations",
+        "shared memory",
+        "workgroups",
+        "storage buffers",
+    ]);
+    for a in all {
+        let caps = &a.caps;
+        shown.add_row([
+            a.index.to_string(),
+            mib(caps.max_buffer_bytes),
+            mib(caps.max_binding_bytes),
+            caps.max_workgroup_invocations.to_string(),
+            format!("{} KiB", caps.max_workgroup_bytes >> 10),
+            caps.max_workgroups_per_dimension.to_string(),
+            caps.max_storage_buffers.to_string(),
+        ]);
+    }
+    shown
 }
 
 /// One adapter as `devices --json` and `doctor --json` print it.
@@ -62,6 +121,10 @@ pub fn describe(adapter: &AdapterSummary) -> Value {
         "name": adapter.name,
         "backend": adapter.backend,
         "driver": adapter.driver,
+        "driver_name": adapter.driver_name,
+        "driver_version": adapter.driver_version,
+        "vendor_id": adapter.vendor,
+        "device_id": adapter.device,
         "device_type": adapter.device_type,
         "software": caps.software,
         "features": {
@@ -80,6 +143,8 @@ pub fn describe(adapter: &AdapterSummary) -> Value {
             "max_buffer_bytes": caps.max_buffer_bytes,
             "subgroup_min": caps.subgroup_min,
             "subgroup_max": caps.subgroup_max,
+            "storage_align": caps.storage_align,
+            "uniform_align": caps.uniform_align,
         },
     })
 }

@@ -1,16 +1,21 @@
 //! `inknib doctor`: does this GPU compute right, and how will it be used?
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::avoid::{self, Entry};
 use super::common::{ActivationChoice, GpuArgs, Ui, table};
 use super::devices::describe;
+use super::doctor_report::places;
+use super::doctor_tiers::{NEXT, Tier, search};
 use super::json::round;
-use crate::gpu::{Caps, Elem, Gpu, mib};
+use crate::Result;
+use crate::gpu::{Gpu, GpuOptions, Without, mib};
 use crate::graph::MAX_TRIPS;
-use crate::probe::selftest::{Case, LONG_LOOP, SelfTest, selftest};
-use crate::{Error, Result};
+use crate::probe::choices::{Choice, choices};
+use crate::probe::driver::{Reported, reported};
+use crate::probe::selftest::{Case, LONG_LOOP, SelfTest};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,8 +23,13 @@ Examples:
   inknib doctor --device 1 --activations f16
   inknib doctor --without f16,subgroups        what a lesser GPU would do
   inknib doctor --json | jq .verdict
+  inknib doctor --forget                       use everything again
 
-Exit code 3: no adapter. 7: a kernel computes wrong numbers on this driver.";
+Where the self-test fails, it is run again without subgroups, without f16, without both and with the
+reference kernels alone. What has to be left out is remembered for this driver, and the other commands
+leave it out too.
+
+Exit code 3: no adapter. 7: nothing computes right on this driver.";
 
 /// Flags of `inknib doctor`.
 #[derive(clap::Args, Debug)]
@@ -33,52 +43,94 @@ pub struct Args {
     /// Print every case of the self-test, not only the families
     #[arg(short, long)]
     pub all: bool,
+    /// Forget what earlier self-tests found wrong, and test nothing
+    #[arg(long)]
+    pub forget: bool,
 }
 
 /// Prints what was found and a verdict with the next step.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let gpu = args.gpu.open()?;
-    let act = args.activations.resolve(&gpu)?;
-    if !ui.json() {
-        about_the_adapter(&gpu, act, ui)?;
+    if args.forget {
+        return forget(ui);
     }
-    let bar = ui.bar("self-test", 0);
-    let test = selftest(&gpu, act, |case| bar.say(format!("{} {}", case.op, case.what)))?;
-    drop(bar);
-    let verdict = verdict(&gpu, &test);
+    // Everything that the adapter has, whatever is remembered of it.
+    let gpu = Gpu::open(&args.gpu.options())?;
+    args.activations.resolve(&gpu)?;
+    if !ui.json() {
+        about_the_adapter(&gpu, ui)?;
+    }
+    let tiers = search(args, gpu, ui)?;
+    let best = &tiers[tiers.len() - 1];
+    let (best, passed) = if best.passed() { (best, true) } else { (&tiers[0], false) };
+    let chosen = if passed { choices(&best.gpu, best.act)? } else { Vec::new() };
+    let reported = match passed {
+        true => Some(reported(again(args, best.without)?)?),
+        false => None,
+    };
+    let remembered = remember(args, &tiers, ui);
+    let verdict = verdict(&tiers, reported, remembered);
     if ui.json() {
-        ui.answer(&report(&gpu, act, &test, &verdict))?;
+        ui.answer(&report(args, &tiers, (best, &chosen, reported), &verdict)?)?;
     } else {
-        about_the_test(args, &test, ui)?;
+        if passed {
+            about_the_choices(args, best, &chosen, ui)?;
+        }
+        if let Ok(test) = &best.outcome {
+            about_the_test(args, test, reported, ui)?;
+        }
+        for tier in &tiers[..tiers.len() - 1] {
+            ui.line(&format!("{}: {}", tier.name(), tier.failure()))?;
+        }
         ui.line(&verdict)?;
     }
-    match test.passed() {
-        true => Ok(()),
-        false => {
-            Err(Error::OutOfTolerance(format!("{}: {}", gpu.adapter().name, first_failure(&test))))
+    if passed { Ok(()) } else { Err(best.error()) }
+}
+
+/// A device of its own, without what is given.
+pub(super) fn again(args: &Args, without: Without) -> Result<Gpu> {
+    let options = args.gpu.options();
+    Gpu::open(&GpuOptions { without: options.without.and(without), ..options })
+}
+
+fn forget(ui: &Ui) -> Result<()> {
+    let gone = avoid::forget()?;
+    if ui.json() {
+        return ui.answer(&json!({ "forgotten": gone }));
+    }
+    for entry in &gone {
+        let avoid = if entry.usable { entry.avoid.join(" and ") } else { "everything".into() };
+        ui.line(&format!("{} ({}): {avoid} is used again", entry.adapter, entry.driver))?;
+    }
+    match gone.is_empty() {
+        true => ui.line("Nothing was remembered."),
+        false => Ok(()),
+    }
+}
+
+/// Keeps what was found for the other commands, unless the user has chosen what to test. Returns whether it is
+/// kept.
+fn remember(args: &Args, tiers: &[Tier], ui: &Ui) -> bool {
+    if args.gpu.without.is_some() || args.activations != ActivationChoice::Auto {
+        return false;
+    }
+    let (first, last) = (&tiers[0], &tiers[tiers.len() - 1]);
+    let avoid = last.passed().then_some(last.without);
+    let entry = Entry::new(first.gpu.adapter(), avoid, &first.failure());
+    let kept = entry.avoid.len() + usize::from(!entry.usable) > 0;
+    match avoid::remember(entry) {
+        Ok(changed) if changed && !kept => {
+            ui.note("What an earlier self-test found wrong is right now, and forgotten.");
+            false
+        }
+        Ok(_) => kept && avoid::file().is_some(),
+        Err(error) => {
+            ui.warn(&format!("what was found cannot be remembered: {error}"));
+            false
         }
     }
 }
 
-/// The variants that plans will choose here, as `name: choice`.
-fn choices(caps: &Caps, act: Elem) -> Vec<(&'static str, String)> {
-    let yes_no = |b: bool, yes: &str, no: &str| if b { yes } else { no }.to_string();
-    vec![
-        ("activations", act.wgsl().to_string()),
-        ("accumulation", "f32".to_string()),
-        (
-            "kernels",
-            yes_no(
-                caps.software,
-                "register tiles without shared memory (a CPU plays the GPU)",
-                "tiles with lanes that work together",
-            ),
-        ),
-        ("timing", yes_no(caps.timestamps, "timestamps on the device", "the host's clock only")),
-    ]
-}
-
-fn about_the_adapter(gpu: &Gpu, act: Elem, ui: &Ui) -> Result<()> {
+fn about_the_adapter(gpu: &Gpu, ui: &Ui) -> Result<()> {
     let (adapter, caps) = (gpu.adapter(), gpu.caps());
     let mut shown = table(&["adapter", &adapter.name]);
     let mut row = |name: &str, value: String| {
@@ -99,6 +151,7 @@ fn about_the_adapter(gpu: &Gpu, act: Elem, ui: &Ui) -> Result<()> {
     };
     row("features", list(true));
     row("missing", list(false));
+    row("subgroup", format!("{} to {} lanes", caps.subgroup_min, caps.subgroup_max));
     row(
         "limits",
         format!(
@@ -111,40 +164,50 @@ fn about_the_adapter(gpu: &Gpu, act: Elem, ui: &Ui) -> Result<()> {
             caps.max_storage_buffers
         ),
     );
-    for (name, choice) in choices(caps, act) {
-        row(name, choice);
-    }
-    for (name, state) in files() {
-        row(name, state);
+    for place in places() {
+        row(place.name, place.describe());
     }
     ui.line(&shown.to_string())
 }
 
-/// Folders that the program uses, and whether it can.
-fn files() -> Vec<(&'static str, String)> {
-    let temporary = std::env::temp_dir();
-    let probe = temporary.join(format!("inknib-doctor.{}", std::process::id()));
-    let writable = std::fs::write(&probe, b"x").and_then(|()| std::fs::remove_file(&probe));
-    let temporary = match writable {
-        Ok(()) => format!("{} (writable)", temporary.display()),
-        Err(error) => {
-            format!("{}: {error}; set TMPDIR to a folder that can be written", temporary.display())
-        }
-    };
-    let models = std::env::var_os("INKNIB_MODELS").map(PathBuf::from);
-    let models = match models {
-        None => "models/ ($INKNIB_MODELS is not set)".to_string(),
-        Some(path) if path.is_dir() => format!("{} ($INKNIB_MODELS)", path.display()),
-        Some(path) => format!("{}: $INKNIB_MODELS names no folder", path.display()),
-    };
-    vec![("temporary files", temporary), ("models", models)]
+/// The variants that plans will choose, as `name: choice`, whatever the family of kernels.
+fn general(args: &Args, tier: &Tier) -> Vec<(&'static str, String)> {
+    let caps = tier.gpu.caps();
+    let kernels = if caps.fast_kernels { "fast" } else { "reference" };
+    let timing = if caps.timestamps { "timestamps on the device" } else { "the host's clock only" };
+    vec![
+        ("activations", tier.act.wgsl().to_string()),
+        ("activations_because", args.activations.reason(&tier.gpu).to_string()),
+        ("accumulation", "f32".to_string()),
+        ("kernels", kernels.to_string()),
+        ("timing", timing.to_string()),
+    ]
+}
+
+fn about_the_choices(args: &Args, tier: &Tier, chosen: &[Choice], ui: &Ui) -> Result<()> {
+    ui.line("")?;
+    let mut shown = table(&["what runs", "kernel", "because"]);
+    let reason = args.activations.reason(&tier.gpu);
+    shown.add_row(["activations", tier.act.wgsl(), reason]);
+    for choice in chosen {
+        let because = match choice.because[..] {
+            [] => "every device has the same".to_string(),
+            _ => choice.because.join(", "),
+        };
+        shown.add_row([
+            format!("{}, {}", choice.family, choice.case),
+            choice.kernels.join(", "),
+            because,
+        ]);
+    }
+    ui.line(&shown.to_string())
 }
 
 fn mark(passed: bool) -> String {
     if passed { "right" } else { "WRONG" }.to_string()
 }
 
-fn about_the_test(args: &Args, test: &SelfTest, ui: &Ui) -> Result<()> {
+fn about_the_test(args: &Args, test: &SelfTest, reported: Option<Reported>, ui: &Ui) -> Result<()> {
     ui.line("")?;
     let mut shown = table(&["op", "case", "kernels", "NMSE", "allowed", ""]);
     let row = |op: &str, what: &str, kernels: &str, nmse: f64, case: &Case, passed: bool| {
@@ -164,12 +227,12 @@ fn about_the_test(args: &Args, test: &SelfTest, ui: &Ui) -> Result<()> {
         if args.all {
             for case in group {
                 let c = case;
-                shown.add_row(row(c.op, &c.what, c.kernels, c.nmse, c, c.passed));
+                shown.add_row(row(&c.op, &c.what, &c.kernels, c.nmse, c, c.passed));
             }
         } else {
             let what = format!("{} cases", group.len());
             let passed = group.iter().all(|c| c.passed);
-            shown.add_row(row(worst.op, &what, "worst of both", worst.nmse, worst, passed));
+            shown.add_row(row(&worst.op, &what, "worst of both", worst.nmse, worst, passed));
         }
     }
     ui.line(&shown.to_string())?;
@@ -187,6 +250,11 @@ fn about_the_test(args: &Args, test: &SelfTest, ui: &Ui) -> Result<()> {
     };
     ui.line(&format!("loops: {}; {limit}", mark(canaries.loops_right)))?;
     ui.line(&format!("infinite and NaN values are seen: {}", mark(canaries.non_finite_right)))?;
+    if let Some(reported) = reported {
+        ui.line(&format!("a lost device is reported: {}", mark(reported.lost_device)))?;
+        let time_out = reported.time_out.map_or("too fast to tell".to_string(), mark);
+        ui.line(&format!("a wait ends when its time is over: {time_out}"))?;
+    }
     ui.line(&format!(
         "{} cases in {:.1} s, of which {:.1} s compiling {} kernels\n",
         test.cases.len(),
@@ -196,56 +264,77 @@ fn about_the_test(args: &Args, test: &SelfTest, ui: &Ui) -> Result<()> {
     ))
 }
 
-fn first_failure(test: &SelfTest) -> String {
-    let count = test.failures().count();
-    match test.failures().next() {
-        Some(case) => format!(
-            "{count} of {} self-test cases are wrong, the first {} ({}, {} kernels); update the \
-             driver, or take another --device",
-            test.cases.len(),
-            case.op,
-            case.what,
-            case.kernels
-        ),
-        None if !test.canaries.loops_right => {
-            format!(
-                "loops of {MAX_TRIPS} iterations do not run to their end; take another --device"
-            )
-        }
-        None => "infinite and NaN values are not seen; take another --device".to_string(),
+/// A few sentences: can it be used, and what to do next.
+fn verdict(tiers: &[Tier], reported: Option<Reported>, remembered: bool) -> String {
+    let (first, last) = (&tiers[0], &tiers[tiers.len() - 1]);
+    if !last.passed() {
+        let kept = if remembered { " Other commands refuse this driver." } else { "" };
+        return format!("Not usable: {}; {NEXT}.{kept}", first.failure());
     }
+    let mut text = match first.passed() {
+        true => "Computes right".to_string(),
+        false => format!("Computes right only {}", last.name()),
+    };
+    if last.gpu.caps().software {
+        text += ", in software and so slowly; a GPU's own driver is faster";
+    }
+    text += ". ";
+    if !first.passed() {
+        let kept = match remembered {
+            true => "Other commands leave that out from now on",
+            false => "Give the other commands the same with --without",
+        };
+        let _ = write!(text, "{kept}; after an update of the driver run `inknib doctor` again. ");
+    }
+    if reported.is_some_and(|r| !r.passed()) {
+        text += "A lost device or a hanging one may stay unnoticed here; update the driver. ";
+    }
+    text + "`inknib generate --help` and `inknib chat --help` say how to go on."
 }
 
-/// One line: can it be used, and what to do next.
-fn verdict(gpu: &Gpu, test: &SelfTest) -> String {
-    if !test.passed() {
-        return format!("Not usable: {}", first_failure(test));
-    }
-    let next = "`inknib generate --help` and `inknib chat --help` say how to go on";
-    match gpu.caps().software {
-        true => format!(
-            "Computes right, in software and so slowly; a GPU's own driver is faster. {next}."
-        ),
-        false => format!("Computes right. {next}."),
-    }
-}
-
-fn report(gpu: &Gpu, act: Elem, test: &SelfTest, verdict: &str) -> Value {
-    let choices: serde_json::Map<String, Value> =
-        choices(gpu.caps(), act).into_iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
-    let files: serde_json::Map<String, Value> =
-        files().into_iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
-    json!({
-        "adapter": describe(gpu.adapter()),
-        "uses": choices,
+fn report(
+    args: &Args,
+    tiers: &[Tier],
+    (best, chosen, reported): (&Tier, &[Choice], Option<Reported>),
+    verdict: &str,
+) -> Result<Value> {
+    let object = |pairs: Vec<(&'static str, String)>| -> serde_json::Map<String, Value> {
+        pairs.into_iter().map(|(k, v)| (k.to_string(), json!(v))).collect()
+    };
+    let mut uses = object(general(args, best));
+    uses.insert("families".into(), json!(chosen));
+    let places = places();
+    let files = object(places.iter().map(|place| (place.name, place.describe())).collect());
+    let tried = |tier: &Tier| {
+        json!({
+            "without": tier.without.words(),
+            "activations": tier.act.wgsl(),
+            "passed": tier.passed(),
+            "failure": Some(tier.failure()).filter(|text| !text.is_empty()),
+        })
+    };
+    let passed = best.passed();
+    let mut answer = json!({
+        "adapter": describe(tiers[0].gpu.adapter()),
+        "uses": uses,
+        "avoids": if passed { best.without.words() } else { Vec::new() },
+        "tiers": tiers.iter().map(tried).collect::<Vec<_>>(),
         "files": files,
-        "cases": test.cases,
-        "failed": test.failures().count(),
-        "canaries": test.canaries,
-        "kernels_compiled": test.kernels_compiled,
-        "compile_seconds": round(test.compile_seconds, 3),
-        "seconds": round(test.seconds, 3),
-        "passed": test.passed(),
-        "verdict": verdict,
-    })
+        "disk": places.iter().map(|place| place.json()).collect::<Vec<_>>(),
+    });
+    if let Ok(test) = &best.outcome {
+        answer["cases"] = json!(test.cases);
+        answer["failed"] = json!(test.failures().count());
+        answer["canaries"] = json!(test.canaries);
+        answer["kernels_compiled"] = json!(test.kernels_compiled);
+        answer["compile_seconds"] = json!(round(test.compile_seconds, 3));
+        answer["seconds"] = json!(round(test.seconds, 3));
+    }
+    if let Some(reported) = reported {
+        answer["canaries"]["lost_device"] = json!(reported.lost_device);
+        answer["canaries"]["time_out"] = json!(reported.time_out);
+    }
+    answer["passed"] = json!(passed);
+    answer["verdict"] = json!(verdict);
+    Ok(answer)
 }

@@ -7,12 +7,14 @@ use super::common::{Family, GpuArgs, ModelArgs, Ui};
 use super::generate_inputs::{Inputs, numbered};
 use super::generate_report::{Made, answer, chunks, profile};
 pub use super::generate_report::{show, summary};
+use super::recover::on_device;
 use crate::diffusion::autoencoder::Autoencoder;
 use crate::diffusion::image::Image;
 use crate::diffusion::measure;
 use crate::diffusion::memory::MemoryPlan;
 use crate::diffusion::preview::{PreviewKind, Previewer, Projection};
 use crate::diffusion::prompt::PromptSyntax;
+use crate::diffusion::record::Record;
 use crate::diffusion::rng::RngKind;
 use crate::diffusion::schedule::{PredictionType, SigmaSpacing};
 use crate::diffusion::text_to_image::{LoadOptions, Picture, Previews, Request, TextToImage};
@@ -200,10 +202,25 @@ fn parse_preview(text: &str) -> Result<PreviewKind> {
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let inputs = Inputs::new(args)?;
     writable(&args.output)?;
-    let gpu = args.gpu.open()?;
-    let mut painter = Painter::new(&gpu, &inputs, ui)?;
-    let mut all = Vec::new();
-    for number in 0..args.batch_count.max(1) {
+    // A lost device takes no finished pictures along.
+    let mut finished = Vec::new();
+    on_device(&args.gpu, ui, |gpu| paint(args, &inputs, gpu, &mut finished, ui))
+}
+
+/// A picture's file and what it was made of.
+type Saved = (PathBuf, Record);
+
+/// Paints what is not finished yet, run by run of `--batch-count`.
+fn paint(
+    args: &Args,
+    inputs: &Inputs,
+    gpu: &Gpu,
+    finished: &mut Vec<Vec<Saved>>,
+    ui: &Ui,
+) -> Result<()> {
+    let mut painter = Painter::new(gpu, inputs, ui)?;
+    for number in finished.len()..args.batch_count.max(1) {
+        let mut saved = Vec::new();
         let mut request = inputs.request.clone();
         request.seed = request.seed.wrapping_add(number as u64);
         let painted = painter.paint(&request, (number, args.batch_count), ui);
@@ -222,21 +239,22 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
                 continue;
             }
             let index = if inputs.only.is_some() { number } else { number * request.batch + place };
-            let made = Made { inputs: &inputs, request: &request, painted: &painted, place };
+            let made = Made { inputs, request: &request, painted: &painted, place };
             let path = numbered(&args.output, index);
-            let record = made.record(&gpu)?;
+            let record = made.record(gpu)?;
             image.write_png(&path, &chunks(&made, &record))?;
             show(&path, ui);
-            all.push((path, record));
+            saved.push((path, record));
         }
         if !ui.json() {
-            ui.line(&summary(&numbered(&args.output, number * request.batch), &gpu, &painted))?;
+            ui.line(&summary(&numbered(&args.output, number * request.batch), gpu, &painted))?;
         }
         if args.watch.profile {
             profile(&painter.profile(&request)?, ui)?;
         }
+        finished.push(saved);
         if number + 1 == args.batch_count.max(1) && ui.json() {
-            return ui.answer(&answer(&gpu, &all, &painted, &request)?);
+            return ui.answer(&answer(gpu, &finished.concat(), &painted, &request)?);
         }
     }
     Ok(())
@@ -271,7 +289,7 @@ impl<'a> Painter<'a> {
     pub fn new(gpu: &'a Gpu, inputs: &'a Inputs, ui: &Ui) -> Result<Painter<'a>> {
         let start = Instant::now();
         let act = inputs.activations.resolve(gpu)?;
-        let plan = PlanOptions { kernels: inputs.kernels.into(), ..Default::default() };
+        let plan = PlanOptions { kernels: inputs.kernels.on(gpu), ..Default::default() };
         let mut options = LoadOptions { act, plan, ..inputs.options.clone() };
         let budget = gpu.ledger().budget();
         let memory = measure::plan(gpu, budget, &inputs.model, &options, &inputs.request)?;

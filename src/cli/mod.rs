@@ -4,6 +4,7 @@
 //! A command is a file with `pub struct Args` (clap) and `pub fn run(args: &Args, ui: &Ui) ->
 //! Result<()>`, a `mod` line, and an arm in [`Command`] and in `dispatch`.
 
+pub mod avoid;
 pub mod bench;
 mod bench_files;
 mod bench_image;
@@ -17,6 +18,8 @@ pub mod completions;
 pub mod demo;
 pub mod devices;
 pub mod doctor;
+mod doctor_report;
+mod doctor_tiers;
 pub mod generate;
 mod generate_inputs;
 mod generate_report;
@@ -27,9 +30,11 @@ pub mod progress;
 pub mod quantize;
 mod quantize_calibrate;
 mod quantize_state;
+pub mod recover;
 pub mod repl;
 pub mod report;
 pub mod sampling;
+pub mod session;
 pub mod show;
 mod show_gguf;
 pub mod study;
@@ -55,7 +60,7 @@ Exit codes:
   3 no usable GPU adapter     7 comparison out of tolerance      130 interrupted
 
 Environment: RUST_LOG sets the log level, WGPU_BACKEND and WGPU_ADAPTER_NAME narrow the adapters,
-INKNIB_MODELS names a folder where `-m NAME` is looked for.
+INKNIB_MODELS names a folder where `-m NAME` is looked for, INKNIB_CACHE one for what `doctor` remembers.
 
 Examples:
   inknib demo                 a picture and a conversation

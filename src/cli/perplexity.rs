@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::common::{Family, GpuArgs, ModelArgs, ModelFolder, Ui, table};
 use super::json;
 use super::language::{KvChoice, LoadedNet, load_net};
+use super::recover::on_device;
 use crate::gpu::{self, Gpu};
 use crate::probe::perplexity::{Against, Perplexity, Windows, read_text, score, windows};
 use crate::probe::scorer::Scorer;
@@ -73,32 +74,41 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         (None, true) => Some(folder.path.clone()),
         (None, false) => None,
     };
+    on_device(&args.gpu, ui, |gpu| measure(args, &text, (&folder, base_path.as_deref()), gpu, ui))
+}
+
+fn measure(
+    args: &Args,
+    text: &str,
+    (folder, base_path): (&ModelFolder, Option<&Path>),
+    gpu: &Gpu,
+    ui: &Ui,
+) -> Result<()> {
     let tokenizer = Tokenizer::load(&folder.path)?;
-    let gpu = args.gpu.open()?;
     let weights = args.model.weights_for(&folder.path);
-    let model = load_net(&gpu, &folder.path, weights, ui)?;
+    let model = load_net(gpu, &folder.path, weights, ui)?;
     let how = cut(args, model.net.config().max_position_embeddings())?;
-    let windows = windows(&tokenizer, &text, how, args.chunks)?;
+    let windows = windows(&tokenizer, text, how, args.chunks)?;
     check_ids(&windows, &model, &folder.path)?;
-    let base = base_path.as_deref().map(|path| base(&gpu, path, &model, ui)).transpose()?;
+    let base = base_path.map(|path| base(gpu, path, &model, ui)).transpose()?;
 
     let start = Instant::now();
     let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(0);
-    let place = (longest, args.model.act(&gpu)?, args.model.kernels());
+    let place = (longest, args.model.act(gpu)?, args.model.kernels(gpu));
     let kv = args.kv.resolve(place.1)?;
-    let mut scorer = Scorer::with_kv(&gpu, &model.net, place, kv)?;
-    let mut base_scorer = base.as_ref().map(|b| Scorer::new(&gpu, &b.net, place)).transpose()?;
+    let mut scorer = Scorer::with_kv(gpu, &model.net, place, kv)?;
+    let mut base_scorer = base.as_ref().map(|b| Scorer::new(gpu, &b.net, place)).transpose()?;
     let bar = ui.bar("perplexity", windows.len() as u64);
     let totals = score(&mut scorer, base_scorer.as_mut(), &windows, &mut |done, _, so_far| {
         bar.at(done as u64);
         bar.say(if done == 0 { String::new() } else { format!("{so_far:.4}") });
     })?;
     drop(bar);
-    let base_name = base_path.as_ref().map_or(String::new(), |p| format!("{} (fp16)", p.display()));
+    let base_name = base_path.map_or(String::new(), |p| format!("{} (fp16)", p.display()));
     let result = totals.finish(windows.len(), &base_name)?;
     let seconds = start.elapsed().as_secs_f64();
     if ui.json() {
-        return ui.answer(&describe(&gpu, args, &model, &result, how, seconds));
+        return ui.answer(&describe(gpu, args, &model, &result, how, seconds));
     }
     show(&model, &result, how, seconds, ui)
 }
@@ -171,7 +181,7 @@ fn describe(
         "driver": gpu.adapter().driver,
         "weights": json::weights(
             &model.weights, model.report.bits_per_weight(), model.report.resident_bytes()),
-        "kernels": format!("{:?}", args.model.kernels()).to_lowercase(),
+        "kernels": format!("{:?}", args.model.kernels(gpu)).to_lowercase(),
         "seconds": { "load": json::round(model.seconds, 4), "score": json::round(seconds, 4) },
     });
     if let (Value::Object(answer), Value::Object(more)) = (&mut answer, more) {

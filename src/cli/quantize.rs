@@ -16,6 +16,7 @@ use super::quantize_calibrate::{FormChoice, Known, MethodArgs};
 use super::quantize_state::{
     CALIBRATION, Net, PARTIAL, Partial, Tensor, finished, prepare, remember,
 };
+use super::recover::once_more;
 use crate::files::write_whole;
 use crate::gpu::{interrupted, mib};
 use crate::quant::Recipe;
@@ -134,7 +135,9 @@ fn plan(
         return Ok((recipe, None));
     }
     let (method, state) = (&args.method, args.output.join(CALIBRATION));
-    let known = method.calibrate(model, &source.store, &recipe, (&args.gpu, &state), ui)?;
+    let known = once_more(ui, |_| {
+        method.calibrate(model, &source.store, &recipe, (&args.gpu, &state), ui)
+    })?;
     Ok((method.budget(&source.store, recipe, known.as_ref())?, known))
 }
 

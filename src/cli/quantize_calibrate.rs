@@ -155,7 +155,7 @@ impl MethodArgs {
         if !self.calibrates() {
             return Ok(None);
         }
-        let gpu = gpu.open()?;
+        let gpu = gpu.open(ui)?;
         let options = Options {
             model: model.path.clone(),
             layers: layers(store, recipe)?,

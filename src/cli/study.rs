@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::common::{ActivationChoice, Family, GpuArgs, ModelFolder, Ui, table};
 use super::generate::writable;
 use super::progress::Stages;
+use super::recover::once_more;
 use crate::diffusion::sampler::Sampler;
 use crate::diffusion::text_to_image::Request;
 use crate::gpu::{Elem, Gpu};
@@ -140,8 +141,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     let folder = ModelFolder::find(args.model.as_deref().unwrap_or(Path::new(default)))?;
     let folder = folder.expect(family)?;
     match args.net {
-        NetChoice::Unet => unet(args, &folder, ui),
-        NetChoice::Llm => llm(args, &folder, ui),
+        // Experiments that are finished are not done again.
+        NetChoice::Unet => once_more(ui, |_| unet(args, &folder, ui)),
+        NetChoice::Llm => once_more(ui, |_| llm(args, &folder, ui)),
     }
 }
 
@@ -159,7 +161,7 @@ fn unet(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     }
     let store = model.store(Part::Unet)?;
     original(&store, &folder.path)?;
-    let gpu = args.gpu.open()?;
+    let gpu = args.gpu.open(ui)?;
     let act = ActivationChoice::Auto.resolve(&gpu)?;
     let mut setup = setup("unet", folder, &gpu, act);
     setup.sha256 = store.sha256();
@@ -225,7 +227,7 @@ fn llm(args: &Args, folder: &ModelFolder, ui: &Ui) -> Result<()> {
     let (passage, calibration) = passages(args)?;
     let store = WeightStore::open(&folder.path)?;
     original(&store, &folder.path)?;
-    let gpu = args.gpu.open()?;
+    let gpu = args.gpu.open(ui)?;
     let act = ActivationChoice::Auto.resolve(&gpu)?;
     let mut setup = setup("llm", folder, &gpu, act);
     setup.sha256 = store.sha256();

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use super::common::{ActivationChoice, GpuArgs, KernelChoice, Ui, table};
+use super::recover::on_device;
+use crate::gpu::Gpu;
 use crate::graph::Kernels;
 use crate::probe::verify::{VerifyReport, verify_as};
 use crate::{Error, Result};
@@ -41,21 +43,8 @@ pub struct Args {
 
 /// Verifies each folder; a table and a line each, or JSON: an object for one folder, else an array.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let gpu = args.gpu.open()?;
-    let act = args.activations.resolve(&gpu)?;
-    let kernels = Kernels::from(args.kernels);
     let mut reports = Vec::new();
-    let bar = ui.bar("verify", args.folders.len() as u64);
-    for (done, folder) in args.folders.iter().enumerate() {
-        bar.say(folder.display().to_string());
-        let report = verify_as(folder, &args.weights, kernels, act, &gpu)?;
-        bar.at(done as u64 + 1);
-        if !ui.json() {
-            bar.hide_while(|| show(args, &report, ui))?;
-        }
-        reports.push(report);
-    }
-    drop(bar);
+    on_device(&args.gpu, ui, |gpu| verify_rest(args, gpu, &mut reports, ui))?;
     match &reports[..] {
         _ if !ui.json() => {}
         [one] => ui.answer(one)?,
@@ -72,6 +61,23 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
             failed.join(", ")
         ))),
     }
+}
+
+/// Verifies the folders of which there is no report yet.
+fn verify_rest(args: &Args, gpu: &Gpu, reports: &mut Vec<VerifyReport>, ui: &Ui) -> Result<()> {
+    let act = args.activations.resolve(gpu)?;
+    let kernels = Kernels::from(args.kernels);
+    let bar = ui.bar("verify", args.folders.len() as u64);
+    for (done, folder) in args.folders.iter().enumerate().skip(reports.len()) {
+        bar.say(folder.display().to_string());
+        let report = verify_as(folder, &args.weights, kernels, act, gpu)?;
+        bar.at(done as u64 + 1);
+        if !ui.json() {
+            bar.hide_while(|| show(args, &report, ui))?;
+        }
+        reports.push(report);
+    }
+    Ok(())
 }
 
 /// What decides: the largest error of a value for logits, the relative error else.

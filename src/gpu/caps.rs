@@ -14,6 +14,8 @@ pub struct Caps {
     pub timestamps: bool,
     pub int_dot: bool,
     pub coop_matrix: bool,
+    /// False where a self-test found that only the reference kernels compute right.
+    pub fast_kernels: bool,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_bytes: u32,
     pub max_workgroups_per_dimension: u32,
@@ -33,10 +35,13 @@ pub struct Without {
     pub timestamps: bool,
     /// Nothing but WebGPU's default limits.
     pub limits: bool,
+    /// All but the reference kernels: what is left where a driver compiles nothing else right.
+    pub fast_kernels: bool,
 }
 
 impl Without {
-    /// Reads `f16,subgroups,timestamps,limits`; unknown words are an error.
+    /// Reads `f16,subgroups,timestamps,limits,fast-kernels`; unknown words are an error. `all` is what hardware may lack,
+    /// so not the kernels.
     pub fn parse(list: &str) -> crate::Result<Without> {
         let mut without = Without::default();
         for word in list.split(',').map(str::trim).filter(|w| !w.is_empty()) {
@@ -45,17 +50,41 @@ impl Without {
                 "subgroups" => without.subgroups = true,
                 "timestamps" => without.timestamps = true,
                 "limits" => without.limits = true,
+                "fast-kernels" => without.fast_kernels = true,
                 "all" => {
-                    without = Without { f16: true, subgroups: true, timestamps: true, limits: true }
+                    let fast_kernels = without.fast_kernels;
+                    let [f16, subgroups, timestamps, limits] = [true; 4];
+                    without = Without { f16, subgroups, timestamps, limits, fast_kernels }
                 }
                 other => {
                     return Err(crate::Error::Usage(format!(
-                        "unknown feature \"{other}\"; one of f16, subgroups, timestamps, limits, all"
+                        "unknown feature \"{other}\"; one of f16, subgroups, timestamps, limits, fast-kernels, all"
                     )));
                 }
             }
         }
         Ok(without)
+    }
+    /// What either leaves out.
+    pub fn and(self, other: Without) -> Without {
+        Without {
+            f16: self.f16 || other.f16,
+            subgroups: self.subgroups || other.subgroups,
+            timestamps: self.timestamps || other.timestamps,
+            limits: self.limits || other.limits,
+            fast_kernels: self.fast_kernels || other.fast_kernels,
+        }
+    }
+    /// The words that [`Without::parse`] reads.
+    pub fn words(self) -> Vec<&'static str> {
+        let all = [
+            ("f16", self.f16),
+            ("subgroups", self.subgroups),
+            ("timestamps", self.timestamps),
+            ("limits", self.limits),
+            ("fast-kernels", self.fast_kernels),
+        ];
+        all.into_iter().filter(|(_, out)| *out).map(|(word, _)| word).collect()
     }
 }
 
@@ -76,6 +105,7 @@ impl Caps {
                 ),
             int_dot: true,
             coop_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            fast_kernels: !without.fast_kernels,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
@@ -85,5 +115,23 @@ impl Caps {
             storage_align: limits.min_storage_buffer_offset_alignment,
             uniform_align: limits.min_uniform_buffer_offset_alignment,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_read_and_written() {
+        let two = Without::parse("subgroups, f16").unwrap();
+        assert_eq!(two.words(), ["f16", "subgroups"]);
+        assert_eq!(Without::parse(&two.words().join(",")).unwrap(), two);
+        let kernels = Without::parse("fast-kernels").unwrap();
+        assert_eq!(two.and(kernels).words(), ["f16", "subgroups", "fast-kernels"]);
+        let all = Without::parse("all").unwrap();
+        assert!(all.limits && all.timestamps && !all.fast_kernels);
+        assert_eq!(Without::default().words(), [""; 0]);
+        assert_eq!(Without::parse("colour").unwrap_err().exit_code(), 2);
     }
 }

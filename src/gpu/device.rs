@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::buffer::{Buffer, Ledger};
 use super::caps::{Caps, Without};
+use super::fault::Fault;
 use super::kernel::{Cache, Kernel};
 use super::spec::Spec;
 use crate::{Error, Result};
@@ -28,7 +29,14 @@ pub struct AdapterSummary {
     pub index: usize,
     pub name: String,
     pub backend: String,
+    /// Name and version of the driver.
     pub driver: String,
+    pub driver_name: String,
+    /// As the driver writes it; empty where it says nothing.
+    pub driver_version: String,
+    /// PCI ids of the maker and of the chip, 0 where there are none.
+    pub vendor: u32,
+    pub device: u32,
     pub device_type: String,
     pub caps: Caps,
 }
@@ -88,7 +96,11 @@ fn summary(index: usize, adapter: &wgpu::Adapter, without: Without) -> AdapterSu
         index,
         name: info.name,
         backend: info.backend.to_string(),
-        driver: [info.driver, info.driver_info].join(" ").trim().to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        driver_name: info.driver,
+        driver_version: info.driver_info,
+        vendor: info.vendor,
+        device: info.device,
         device_type: format!("{:?}", info.device_type),
         caps: Caps::read(adapter, without),
     }
@@ -99,11 +111,31 @@ pub fn adapters() -> Vec<AdapterSummary> {
     ranked(&instance()).iter().enumerate().map(|(i, a)| summary(i, a, Without::default())).collect()
 }
 
+/// What the driver said that nobody has heard of yet.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    /// Why the device was lost: this stays.
+    lost: Option<String>,
+    /// The first error since the last look.
+    error: Option<Error>,
+}
+
+/// The adapter that [`Gpu::open`] takes, without opening it.
+///
+/// # Errors
+/// `NoAdapter`, as there.
+pub fn chosen(options: &GpuOptions) -> Result<AdapterSummary> {
+    let all = ranked(&instance());
+    let index = choose(&all, options)?;
+    Ok(summary(index, &all[index], options.without))
+}
+
 pub(super) struct Inner {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) ledger: Arc<Ledger>,
-    pub(super) trouble: Arc<Mutex<Option<Error>>>,
+    pub(super) trouble: Arc<Mutex<Trouble>>,
+    pub(super) fault: Fault,
     pub(super) dummy: Buffer,
     pub(super) submissions: AtomicU64,
     pub(super) submitted: Mutex<std::collections::VecDeque<wgpu::SubmissionIndex>>,
@@ -126,6 +158,7 @@ impl Gpu {
     /// `NoAdapter` if there is none or the name fits none (all are listed), `DeviceLost` if the driver
     /// refuses a device.
     pub fn open(options: &GpuOptions) -> Result<Gpu> {
+        let fault = Fault::of_next_device()?;
         let instance = instance();
         let all = ranked(&instance);
         let index = choose(&all, options)?;
@@ -149,7 +182,7 @@ impl Gpu {
         let (device, queue) = pollster::block_on(adapter.request_device(&desc)).map_err(|e| {
             Error::DeviceLost(format!("{}: the driver gives no device: {e}", summary.name))
         })?;
-        let trouble = Arc::new(Mutex::new(None));
+        let trouble = Arc::new(Mutex::new(Trouble::default()));
         watch(&device, &trouble, &summary.name);
         let ledger = Arc::new(Ledger::new(options.vram_budget));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
@@ -161,6 +194,7 @@ impl Gpu {
             queue,
             ledger,
             trouble,
+            fault,
             dummy,
             submissions,
             submitted,
@@ -183,6 +217,7 @@ impl Gpu {
     }
     /// The compiled kernel of a Spec, from the cache if it is there.
     pub fn kernel(&self, spec: &Spec) -> Result<Arc<Kernel>> {
+        self.check()?;
         self.inner.kernels.get(&self.inner.device, spec)
     }
     /// Number of kernels compiled so far and the seconds that took.
@@ -195,6 +230,7 @@ impl Gpu {
     }
     /// A buffer that kernels read and write and the host can fill and read.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        self.check()?;
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;
@@ -202,6 +238,7 @@ impl Gpu {
     }
     /// A buffer of parameters.
     pub fn uniform(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        self.check()?;
         let usage = wgpu::BufferUsages::UNIFORM
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC;
@@ -214,21 +251,41 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// The first thing that went wrong since the last look, if anything did.
+    /// Gives the device up, as a driver does that loses it: from now on everything asked of this `Gpu` and
+    /// its clones is `DeviceLost`.
+    pub fn lose(&self, why: &str) {
+        note(&self.inner.trouble, |trouble| trouble.lose(&self.adapter().name, why));
+        self.destroy();
+    }
+    /// Destroys the device and leaves it to the driver to report that.
+    pub fn destroy(&self) {
+        self.inner.device.destroy();
+        self.tidy();
+    }
+
+    /// A loss, if there was one at any time, else the first thing that went wrong since the last look.
     pub(super) fn check(&self) -> Result<()> {
         let mut trouble = self.inner.trouble.lock().unwrap_or_else(|e| e.into_inner());
-        match trouble.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
+        if let Some(lost) = &trouble.lost {
+            return Err(Error::DeviceLost(lost.clone()));
         }
+        trouble.error.take().map_or(Ok(()), Err)
     }
 }
 
+impl Trouble {
+    /// The first reason is the one that counts.
+    fn lose(&mut self, adapter: &str, why: &str) {
+        self.lost.get_or_insert_with(|| format!("{adapter}: the device was lost ({why})"));
+    }
+}
+
+fn note(trouble: &Mutex<Trouble>, change: impl FnOnce(&mut Trouble)) {
+    change(&mut trouble.lock().unwrap_or_else(|e| e.into_inner()));
+}
+
 /// Without a handler wgpu panics on an error, and after a lost device submits are silent no-ops.
-fn watch(device: &wgpu::Device, trouble: &Arc<Mutex<Option<Error>>>, name: &str) {
-    let note = |trouble: &Arc<Mutex<Option<Error>>>, error: Error| {
-        trouble.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
-    };
+fn watch(device: &wgpu::Device, trouble: &Arc<Mutex<Trouble>>, name: &str) {
     let shared = trouble.clone();
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
         let error = match error {
@@ -238,26 +295,31 @@ fn watch(device: &wgpu::Device, trouble: &Arc<Mutex<Option<Error>>>, name: &str)
             ),
             other => Error::Runtime(format!("the GPU refused a command: {other}")),
         };
-        note(&shared, error);
+        note(&shared, |trouble| _ = trouble.error.get_or_insert(error));
     }));
     let (shared, name) = (trouble.clone(), name.to_string());
     device.set_device_lost_callback(move |reason, message| {
-        if reason != wgpu::DeviceLostReason::Destroyed {
-            let text = format!(
-                "{name}: the device was lost ({message}); try again, a smaller size, or another --device"
-            );
-            note(&shared, Error::DeviceLost(text));
-        }
+        let why = match (reason, message.is_empty()) {
+            (wgpu::DeviceLostReason::Destroyed, true) => "it was destroyed",
+            (_, true) => "the driver does not say why",
+            (_, false) => &message,
+        };
+        note(&shared, |trouble| trouble.lose(&name, why));
     });
+}
+
+/// What to do where there is none.
+pub fn no_adapter() -> Error {
+    Error::NoAdapter(
+        "no GPU adapter: install a Vulkan driver (on Debian and Ubuntu a software one is \
+         `apt-get install mesa-vulkan-drivers libvulkan1`), or see what WGPU_BACKEND allows"
+            .into(),
+    )
 }
 
 fn choose(all: &[wgpu::Adapter], options: &GpuOptions) -> Result<usize> {
     if all.is_empty() {
-        return Err(Error::NoAdapter(
-            "no GPU adapter: install a Vulkan driver (on Debian and Ubuntu a software one is \
-             `apt-get install mesa-vulkan-drivers libvulkan1`), or see what WGPU_BACKEND allows"
-                .into(),
-        ));
+        return Err(no_adapter());
     }
     let wanted = options.device.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
     let Some(wanted) = wanted else { return Ok(0) };

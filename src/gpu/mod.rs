@@ -4,6 +4,7 @@
 mod buffer;
 mod caps;
 mod device;
+mod fault;
 mod kernel;
 mod link;
 mod queue;
@@ -12,7 +13,8 @@ mod spec;
 pub use buffer::{Buffer, Ledger, buffer_bytes, mib};
 pub use caps::{Caps, Without};
 pub use device::{
-    AdapterSummary, Gpu, GpuOptions, adapters, interrupt, interrupted, prepare_environment,
+    AdapterSummary, Gpu, GpuOptions, adapters, chosen, interrupt, interrupted, no_adapter,
+    prepare_environment,
 };
 pub use kernel::Kernel;
 pub use link::{Linked, Target, link};

@@ -85,7 +85,10 @@ impl PendingRead {
         // Another thread's poll may be the one that runs the callback, a moment after ours returned.
         match self.receive.recv_timeout(Duration::from_secs(10)) {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(Error::DeviceLost(format!("read-back failed: {e}"))),
+            Ok(Err(e)) => {
+                self.gpu.check()?;
+                return Err(Error::DeviceLost(format!("read-back failed: {e}")));
+            }
             Err(_) => return Err(Error::DeviceLost("read-back did not finish".into())),
         }
         let padded = (self.bytes as u64).next_multiple_of(4);
@@ -110,6 +113,7 @@ impl Gpu {
         sets: &[Vec<Option<Bind>>],
         dims: [u32; 3],
     ) -> Result<Step> {
+        self.check()?;
         let device = &self.inner.device;
         let limit = self.caps().max_workgroups_per_dimension;
         if dims.iter().any(|d| *d > limit) {
@@ -156,6 +160,8 @@ impl Gpu {
             let name = kernel.spec.describe();
             return Err(Error::Runtime(format!("kernel {name}: buffers do not fit: {error}")));
         }
+        // A launch of no workgroups leaves the outputs as they were.
+        let dims = if self.inner.fault.spoils(&kernel.spec) { [0; 3] } else { dims };
         Ok(Step { kernel: kernel.clone(), groups, dims, sets: sets.to_vec() })
     }
 
@@ -202,7 +208,10 @@ impl Gpu {
             let _turn = self.turn();
             self.inner.queue.submit([encoder.finish()])
         };
-        self.inner.submissions.fetch_add(1, Ordering::Relaxed);
+        let count = self.inner.submissions.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.inner.fault.lose_after == Some(count) {
+            self.lose(&format!("INKNIB_FAULT, submission {count}"));
+        }
         self.check()?;
         let oldest = {
             let mut flight = self.inner.submitted.lock().unwrap_or_else(|e| e.into_inner());
@@ -221,17 +230,33 @@ impl Gpu {
         self.wait_for(None)
     }
 
+    /// As [`Gpu::wait`], but no longer than that: the error is the one of a device that hangs. The work goes on.
+    pub fn wait_at_most(&self, limit: Duration) -> Result<()> {
+        self.wait_within(None, limit)
+    }
+
     /// One thread at a time submits or waits: wgpu-core 30.0.1 panics ("If the queue is empty, the current
     /// submission index …") when a timed wait ends early while another thread retires that submission.
     fn turn(&self) -> MutexGuard<'_, ()> {
         self.inner.turn.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Lets the driver take back what is done with, without waiting.
+    pub(super) fn tidy(&self) {
+        let _turn = self.turn();
+        // What goes wrong here, the next command says.
+        let _ = self.inner.device.poll(wgpu::PollType::Poll);
+    }
+
     fn wait_for(&self, index: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let start = Instant::now();
+        self.wait_within(index, WATCHDOG)
+    }
+
+    fn wait_within(&self, index: Option<wgpu::SubmissionIndex>, limit: Duration) -> Result<()> {
+        let (start, turn) = (Instant::now(), TURN.min(limit));
         loop {
             let poll =
-                wgpu::PollType::Wait { submission_index: index.clone(), timeout: Some(TURN) };
+                wgpu::PollType::Wait { submission_index: index.clone(), timeout: Some(turn) };
             let polled = {
                 let _turn = self.turn();
                 self.inner.device.poll(poll)
@@ -240,15 +265,18 @@ impl Gpu {
                 Ok(_) => return self.check(),
                 // A mutex is not fair: without a pause the next turn would be ours again.
                 Err(wgpu::PollError::Timeout) => std::thread::sleep(Duration::from_micros(50)),
-                Err(other) => return Err(Error::DeviceLost(format!("waiting failed: {other}"))),
+                Err(other) => {
+                    self.check()?;
+                    return Err(Error::DeviceLost(format!("waiting failed: {other}")));
+                }
             }
             self.check()?;
             interrupted()?;
-            if start.elapsed() > WATCHDOG {
+            if start.elapsed() > limit {
                 return Err(Error::DeviceLost(format!(
                     "{}: no answer in {} s; the device hangs or the work is far too large for it",
                     self.adapter().name,
-                    WATCHDOG.as_secs()
+                    limit.as_secs()
                 )));
             }
         }

@@ -133,6 +133,15 @@ impl Spec {
     pub fn uses_f16(&self) -> bool {
         self.head.iter().any(|(_, v)| matches!(v, Value::Type(Elem::F16) | Value::Vec4(Elem::F16)))
     }
+    /// Whether the kernel needs subgroup operations.
+    pub fn uses_subgroups(&self) -> bool {
+        let asks = |source: &Source| source.text().lines().any(|l| l.trim() == "enable subgroups;");
+        asks(&self.source) || self.parts.iter().any(asks)
+    }
+    /// Whether it is one of the reference kernels.
+    pub fn is_reference(&self) -> bool {
+        self.source.name.starts_with("reference/")
+    }
     /// The generated `const` and `alias` lines.
     pub fn head(&self) -> String {
         let mut text = String::new();

@@ -21,6 +21,13 @@ pub enum Kernels {
     Reference,
 }
 
+impl Kernels {
+    /// Those that a device with these capabilities runs when it is asked for these.
+    pub fn on(self, caps: &Caps) -> Kernels {
+        if caps.fast_kernels { self } else { Kernels::Reference }
+    }
+}
+
 /// Memory of a value: a slot of the plan or a buffer of its own.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::footprint::Footprint;
 use super::lower::{Arg, Dispatch, Kernels, Lower, Operand, Place};
 use super::storage::{GUARD, GUARD_WORD, Region};
 use super::stream::{Placer, Stream};
 use super::{Arena, Graph, Home, Node, Observe, fuse, storage};
-use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, PendingRead, Step, buffer_bytes, interrupted};
+use crate::gpu::{
+    Bind, Buffer, Caps, Command, Elem, Gpu, PendingRead, Step, buffer_bytes, interrupted,
+};
 use crate::tensor::{Data, Tensor};
 use crate::{Error, Result};
 
@@ -51,8 +52,6 @@ struct Named {
 pub struct Launch {
     pub op: &'static str,
     pub kernel: String,
-    /// Workgroups in x, y, z.
-    pub groups: [u32; 3],
     pub flops: u64,
     /// Bytes of weights that it reads, each counted once.
     pub weight_bytes: u64,
@@ -112,50 +111,6 @@ impl Plan {
         };
         let gpu = gpu.clone();
         Ok(Plan { gpu, steps, launches, inputs, outputs, taps, activation_bytes, stream, guarded })
-    }
-
-    /// The launches that [`Plan::new`] would make of this graph, found without compiling or taking anything.
-    ///
-    /// # Errors
-    /// As [`Plan::footprint`].
-    pub fn outline(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Vec<Launch>> {
-        let mut nodes = nodes(gpu, graph)?;
-        let roots: Vec<usize> = graph.outputs.borrow().iter().map(|(_, id)| *id).collect();
-        let live = live_nodes(&mut nodes, &roots, options);
-        let nothing = gpu.buffer("nothing", 16)?;
-        let mut builder = Builder::new(gpu, options, graph.act(), Some(nothing));
-        let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;
-        Ok(dispatches.iter().zip(owners).map(|(d, owner)| launch(d, &nodes[owner])).collect())
-    }
-
-    /// What [`Plan::new`] would take for this graph, found without taking it or compiling anything.
-    ///
-    /// # Errors
-    /// As [`Plan::new`], but for kernels and allocations.
-    pub fn footprint(gpu: &Gpu, graph: &Graph, options: &PlanOptions) -> Result<Footprint> {
-        let mut nodes = nodes(gpu, graph)?;
-        let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
-        let outputs = graph.outputs.borrow();
-        let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
-        let live = live_nodes(&mut nodes, &roots, options);
-        let nothing = gpu.buffer("nothing", 16)?;
-        let mut builder = Builder::new(gpu, options, graph.act(), Some(nothing));
-        let (dispatches, _) = builder.lower(&nodes, &live, &roots)?;
-        let sizes = || builder.slots.sizes.iter().map(|bytes| buffer_bytes(*bytes));
-        let leaves = || builder.leaf_bytes.iter().map(|bytes| buffer_bytes(*bytes));
-        let slots = outputs.iter().map(|(_, id)| storage::root(&nodes, *id));
-        let slots: HashSet<usize> =
-            slots.filter_map(|root| builder.slots.of.get(&root).copied()).collect();
-        let bound = dispatches.iter().flat_map(|d| &d.args).map(Arg::bytes);
-        Ok(Footprint {
-            activations: sizes().sum(),
-            inputs: leaves().sum(),
-            params: buffer_bytes(params(gpu, &dispatches).0.len() as u64),
-            outputs: slots.iter().map(|slot| buffer_bytes(builder.slots.sizes[*slot])).sum(),
-            largest: bound.max().unwrap_or(0),
-            flops: dispatches.iter().map(|dispatch| dispatch.flops).sum(),
-            ..Footprint::default()
-        })
     }
 
     /// Writes an input: f32 values are stored as the input's element type.
@@ -307,7 +262,7 @@ fn check_len(name: &str, named: &Named, len: usize) -> Result<()> {
 }
 
 /// The nodes of a graph that this device can run.
-fn nodes(gpu: &Gpu, graph: &Graph) -> Result<Vec<Node>> {
+pub(super) fn nodes(gpu: &Gpu, graph: &Graph) -> Result<Vec<Node>> {
     graph.finish()?;
     if graph.act() == Elem::F16 && !gpu.caps().f16 {
         let name = &gpu.adapter().name;
@@ -316,7 +271,7 @@ fn nodes(gpu: &Gpu, graph: &Graph) -> Result<Vec<Node>> {
     Ok(graph.nodes.borrow().clone())
 }
 
-fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec<bool> {
+pub(super) fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec<bool> {
     let mut kept: HashSet<usize> = roots.iter().copied().collect();
     if options.no_fusion {
         let mut live = vec![false; nodes.len()];
@@ -336,32 +291,34 @@ fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec
     fuse::fuse(nodes, &kept)
 }
 
-struct Builder<'a> {
+pub(super) struct Builder<'a> {
     gpu: &'a Gpu,
+    /// Those of the device, unless somebody asks what other ones would lead to.
+    pub(super) caps: &'a Caps,
     options: &'a PlanOptions,
     act: Elem,
     leaves: HashMap<usize, Buffer>,
-    slots: storage::Slots,
+    pub(super) slots: storage::Slots,
     /// Stands for every buffer where nothing is to be allocated.
     nothing: Option<Buffer>,
     /// Bytes of each input and literal.
-    leaf_bytes: Vec<u64>,
+    pub(super) leaf_bytes: Vec<u64>,
 }
 
 impl<'a> Builder<'a> {
-    fn new(
+    pub(super) fn new(
         gpu: &'a Gpu,
         options: &'a PlanOptions,
         act: Elem,
         nothing: Option<Buffer>,
     ) -> Builder<'a> {
         let (leaves, slots, leaf_bytes) = Default::default();
-        Builder { gpu, options, act, leaves, slots, nothing, leaf_bytes }
+        Builder { gpu, caps: gpu.caps(), options, act, leaves, slots, nothing, leaf_bytes }
     }
 
     /// Lowers every live op in recording order, taking and giving back slots on the way. Returns the
     /// dispatches and, for each, the node it belongs to.
-    fn lower(
+    pub(super) fn lower(
         &mut self,
         nodes: &[Node],
         live: &[bool],
@@ -382,8 +339,8 @@ impl<'a> Builder<'a> {
                     slot
                 };
                 let mut cx = Lower {
-                    caps: self.gpu.caps(),
-                    kernels: self.options.kernels,
+                    caps: self.caps,
+                    kernels: self.options.kernels.on(self.caps),
                     act: self.act,
                     node,
                     inputs,
@@ -533,14 +490,13 @@ fn launch(dispatch: &Dispatch, node: &Node) -> Launch {
     Launch {
         op: node.op.as_ref().map_or("", |op| op.name()),
         kernel: dispatch.spec.describe(),
-        groups: dispatch.groups,
         flops: dispatch.flops,
         weight_bytes: dispatch.weight_bytes,
     }
 }
 
 /// The params of all dispatches in one buffer, and where each begins.
-fn params(gpu: &Gpu, dispatches: &[Dispatch]) -> (Vec<u8>, Vec<u64>) {
+pub(super) fn params(gpu: &Gpu, dispatches: &[Dispatch]) -> (Vec<u8>, Vec<u64>) {
     let align = (gpu.caps().uniform_align as usize).max(16);
     let (mut bytes, mut offsets) = (Vec::new(), Vec::new());
     for dispatch in dispatches {

@@ -3,7 +3,7 @@
 //! [`MAX_TRIPS`](crate::graph::MAX_TRIPS), and `doctor` shows with this kernel how the adapter behaves.
 
 use super::OpInfo;
-use crate::gpu::{Bind, Command, Gpu, Source, Spec};
+use crate::gpu::{Bind, Buffer, Command, Gpu, Source, Spec};
 use crate::graph::Kernels;
 use crate::{Result, params, source};
 
@@ -41,7 +41,14 @@ fn spec(kernels: Kernels) -> Spec {
 /// [`MAX_TRIPS`](crate::graph::MAX_TRIPS) every driver must count right; so must the reference, which
 /// writes sixteen steps out in each iteration, up to sixteen times that.
 pub fn count_loop(gpu: &Gpu, kernels: Kernels, trips: u32, chunk: u32) -> Result<LoopCount> {
-    let kernel = gpu.kernel(&spec(kernels))?;
+    let y = start_loop(gpu, kernels, trips, chunk)?;
+    let words: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read(&y, 0, 8)?);
+    Ok(LoopCount { count: words[0], state: words[1] })
+}
+
+/// Submits that loop, and returns what it writes to.
+pub fn start_loop(gpu: &Gpu, kernels: Kernels, trips: u32, chunk: u32) -> Result<Buffer> {
+    let kernel = gpu.kernel(&spec(kernels.on(gpu.caps())))?;
     let y = gpu.upload("canary", bytemuck::cast_slice(&[0, SEED]))?;
     let mut left = trips;
     while left > 0 {
@@ -53,8 +60,7 @@ pub fn count_loop(gpu: &Gpu, kernels: Kernels, trips: u32, chunk: u32) -> Result
             gpu.bind(&kernel, &[vec![Some(Bind::whole(&params)), Some(Bind::whole(&y))]], [1; 3])?;
         gpu.submit(&[Command::Run(&step)])?;
     }
-    let words: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read(&y, 0, 8)?);
-    Ok(LoopCount { count: words[0], state: words[1] })
+    Ok(y)
 }
 
 /// What [`count_loop`] returns where loops run to their end.

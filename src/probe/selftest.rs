@@ -6,23 +6,21 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::selftest_cases;
-use crate::diffusion::rng::Mt19937;
+use super::optest;
+use crate::Result;
 use crate::gpu::{Elem, Gpu};
-use crate::graph::{Graph, Kernels, MAX_TRIPS, Plan, PlanOptions, Var, Vector, Weight};
+use crate::graph::{Graph, Kernels, MAX_TRIPS, Plan, PlanOptions};
 use crate::ops::{canary, finite};
-use crate::quant::{Layout, Packed, QuantSpec, metrics};
-use crate::{Error, Result};
 
 /// One family of kernels in one variant.
 #[derive(Clone, Debug, Serialize)]
 pub struct Case {
     /// The op family: `matmul`, `conv2d`, `attention` …
-    pub op: &'static str,
-    /// Format, size or form.
+    pub op: String,
+    /// Format or form, and size.
     pub what: String,
     /// `fast` or `reference`.
-    pub kernels: &'static str,
+    pub kernels: String,
     /// Σ(got − oracle)² / Σ oracle²; null in JSON where a value is not finite.
     pub nmse: f64,
     pub tolerance: f64,
@@ -32,6 +30,21 @@ pub struct Case {
     /// What the driver said if it refused the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl From<optest::Case> for Case {
+    fn from(case: optest::Case) -> Case {
+        Case {
+            what: format!("{} {}", case.spec, case.shape),
+            passed: case.status != optest::Status::Failed,
+            op: case.op,
+            kernels: case.kernels,
+            nmse: case.nmse,
+            tolerance: case.tolerance,
+            seconds: case.seconds,
+            error: case.why,
+        }
+    }
 }
 
 /// What drivers get wrong without an error.
@@ -73,17 +86,20 @@ impl SelfTest {
     }
 }
 
-/// Runs the self-test with activations stored as `act`. `on_case` hears of each case.
+/// Runs the self-test with activations stored as `act`: the smallest level of the op test. `on_case` hears of each case.
 ///
 /// # Errors
 /// Only what ends all work: a lost device, no memory, an interrupt. A kernel that is wrong or does not
 /// compile is a failed case.
-pub fn selftest(gpu: &Gpu, act: Elem, on_case: impl FnMut(&Case)) -> Result<SelfTest> {
+pub fn selftest(gpu: &Gpu, act: Elem, mut on_case: impl FnMut(&Case)) -> Result<SelfTest> {
     let start = Instant::now();
     let before = gpu.compile_cost();
-    let mut bench = Bench { gpu, act, cases: Vec::new(), on_case: Box::new(on_case) };
-    selftest_cases::all(&mut bench)?;
-    let cases = bench.cases;
+    let mut cases = Vec::new();
+    optest::smoke(gpu, act, &mut |case| {
+        let case = Case::from(case);
+        on_case(&case);
+        cases.push(case);
+    })?;
     let canaries = canaries(gpu)?;
     let after = gpu.compile_cost();
     Ok(SelfTest {
@@ -94,112 +110,6 @@ pub fn selftest(gpu: &Gpu, act: Elem, on_case: impl FnMut(&Case)) -> Result<Self
         compile_seconds: after.1 - before.1,
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// A value that the host writes before the run.
-pub(super) enum Feed<'a> {
-    F32(&'static str, &'a [f32]),
-    U32(&'static str, &'a [u32]),
-}
-
-/// What cases are run on.
-pub(super) struct Bench<'a> {
-    pub gpu: &'a Gpu,
-    pub act: Elem,
-    cases: Vec<Case>,
-    on_case: Box<dyn FnMut(&Case) + 'a>,
-}
-
-impl Bench<'_> {
-    /// Standard normal numbers as the device will hold them.
-    pub fn data(&self, seed: u64, n: usize) -> Vec<f32> {
-        let mut values = Mt19937::new(seed).randn(n);
-        if self.act == Elem::F16 {
-            values.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
-        }
-        values
-    }
-    /// A random weight on the device, and its values as the device will decode them.
-    pub fn weight(&self, seed: u64, layout: Layout, spec: QuantSpec) -> Result<(Weight, Vec<f32>)> {
-        let packed = Packed::pack(&Mt19937::new(seed).randn(layout.len()), layout, &spec, None)?;
-        Ok((Weight::upload(self.gpu, "self-test", &packed)?, packed.decode()))
-    }
-    /// A random f32 vector on the device, and its values.
-    pub fn vector(&self, seed: u64, n: usize) -> Result<(Vector, Vec<f32>)> {
-        let values = Mt19937::new(seed).randn(n);
-        Ok((Vector::upload(self.gpu, "self-test", &values)?, values))
-    }
-
-    /// Runs an expression with both kinds of kernels against `want`.
-    pub fn check(
-        &mut self,
-        op: &'static str,
-        what: impl Into<String>,
-        feeds: &[Feed<'_>],
-        want: &[f64],
-        build: impl for<'g> Fn(&'g Graph) -> Var<'g>,
-    ) -> Result<()> {
-        let what = what.into();
-        for (kernels, name) in [(Kernels::Reference, "reference"), (Kernels::Fast, "fast")] {
-            let start = Instant::now();
-            let got = evaluate(self.gpu, self.act, kernels, feeds, &build);
-            let mut case = judge(op, &what, name, self.act, got, want)?;
-            case.seconds = start.elapsed().as_secs_f64();
-            (self.on_case)(&case);
-            self.cases.push(case);
-        }
-        Ok(())
-    }
-}
-
-/// Over memory full of NaN, so that a value nobody wrote shows.
-fn evaluate(
-    gpu: &Gpu,
-    act: Elem,
-    kernels: Kernels,
-    feeds: &[Feed<'_>],
-    build: &impl for<'g> Fn(&'g Graph) -> Var<'g>,
-) -> Result<Vec<f32>> {
-    let graph = Graph::new(act);
-    let y = build(&graph);
-    graph.output("y", y);
-    let options = PlanOptions { kernels, poison: true, ..Default::default() };
-    let plan = Plan::new(gpu, &graph, &options)?;
-    for feed in feeds {
-        match feed {
-            Feed::F32(name, values) => plan.set(name, values)?,
-            Feed::U32(name, values) => plan.set_u32(name, values)?,
-        }
-    }
-    plan.run()?;
-    plan.read("y")
-}
-
-fn judge(
-    op: &'static str,
-    what: &str,
-    kernels: &'static str,
-    act: Elem,
-    got: Result<Vec<f32>>,
-    want: &[f64],
-) -> Result<Case> {
-    // f32: sums in another order come to 1e-12; 1e-8 leaves room for a driver's exp, sin and inverse
-    // square root, which the WGSL specification allows to be tens of units off. f16: one store rounds by 2⁻¹¹/√3, NMSE 8e-8,
-    // and one output may pass several. A wrong kernel is wrong by 1e-3 and more.
-    let tolerance = if act == Elem::F16 { 1e-6 } else { 1e-8 };
-    let (nmse, error) = match got {
-        Ok(got) if got.len() == want.len() => {
-            let want: Vec<f32> = want.iter().map(|v| *v as f32).collect();
-            (metrics::nmse(&got, &want), None)
-        }
-        Ok(got) => (f64::NAN, Some(format!("{} values for {}", got.len(), want.len()))),
-        Err(error @ (Error::Runtime(_) | Error::Usage(_))) => (f64::NAN, Some(error.to_string())),
-        Err(fatal) => return Err(fatal),
-    };
-    // Not `nmse > tolerance`: NaN has to fail.
-    let passed = error.is_none() && nmse <= tolerance;
-    let what = what.to_string();
-    Ok(Case { op, what, kernels, nmse, tolerance, seconds: 0.0, passed, error })
 }
 
 fn canaries(gpu: &Gpu) -> Result<Canaries> {
@@ -227,22 +137,6 @@ fn canaries(gpu: &Gpu) -> Result<Canaries> {
 mod tests {
     use super::*;
     use crate::gpu::GpuOptions;
-
-    #[test]
-    fn a_wrong_or_non_finite_result_fails() {
-        let judge = |got: Result<Vec<f32>>| {
-            judge("x", "y", "fast", Elem::F32, got, &[1.0, -2.0]).map(|c| (c.passed, c.error))
-        };
-        assert_eq!(judge(Ok(vec![1.0, -2.0])).unwrap(), (true, None));
-        assert!(!judge(Ok(vec![1.0, -2.01])).unwrap().0);
-        assert!(!judge(Ok(vec![1.0, f32::NAN])).unwrap().0);
-        assert!(!judge(Ok(vec![1.0, f32::INFINITY])).unwrap().0);
-        let (passed, error) = judge(Ok(vec![1.0])).unwrap();
-        assert!(!passed && error.is_some());
-        let (passed, error) = judge(Err(Error::Runtime("does not compile".into()))).unwrap();
-        assert!(!passed && error.unwrap().contains("compile"));
-        assert!(judge(Err(Error::Interrupted)).is_err());
-    }
 
     #[test]
     fn this_adapter_passes() {

@@ -32,7 +32,7 @@ pub use tier::Tier;
 pub use web::export;
 pub use whole::{Distance, Whole, allowed, distances, picture, reply};
 
-use crate::gpu::{AdapterSummary, Elem, Gpu, GpuOptions};
+use crate::gpu::{AdapterSummary, Elem, Gpu, GpuOptions, Spec};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions};
 use crate::{Error, Result};
 use judge::{Verdict, judge};
@@ -283,6 +283,19 @@ pub fn run(
     })
 }
 
+/// The smallest problem of every family with the device as it is: reference and fast kernels.
+///
+/// # Errors
+/// What ends work on this device; a kernel that is wrong or does not compile is a failed case.
+pub(super) fn smoke(gpu: &Gpu, act: Elem, on_case: &mut dyn FnMut(Case)) -> Result<()> {
+    let mut device = TierDevice::new(Tier::All, gpu.clone(), false);
+    for problem in problems().iter().filter(|problem| problem.level == Level::Smoke) {
+        device.acts = vec![if problem.f32_only { Elem::F32 } else { act }];
+        Trial::new(problem).run(std::slice::from_ref(&device), on_case)?;
+    }
+    Ok(())
+}
+
 /// Problems with their places in the list, those of one op together: they share kernels, which each worker compiles anew.
 fn by_family(problems: &[Problem]) -> VecDeque<Vec<(usize, &Problem)>> {
     let mut families: VecDeque<Vec<(usize, &Problem)>> = VecDeque::new();
@@ -351,7 +364,7 @@ struct Trial<'a> {
     problem: &'a Problem,
     answers: Answers,
     /// What ran already: another tier often has the same kernels.
-    seen: HashSet<Vec<(String, [u32; 3])>>,
+    seen: HashSet<Vec<(Spec, [u32; 3])>>,
 }
 
 impl Trial<'_> {
@@ -422,8 +435,8 @@ impl Trial<'_> {
         let graph = Graph::new(act);
         graph.output("y", (prepared.build)(&graph));
         let options = PlanOptions { kernels, ..Default::default() };
-        let launches = Plan::outline(&device.gpu, &graph, &options)?;
-        Ok(self.seen.insert(launches.into_iter().map(|l| (l.kernel, l.groups)).collect()))
+        let gpu = &device.gpu;
+        Ok(self.seen.insert(Plan::kernels(gpu, &graph, &options, gpu.caps())?))
     }
 
     fn case(

@@ -46,9 +46,15 @@ impl Tier {
             .collect()
     }
 
-    fn without(self) -> Without {
+    pub(super) fn without(self) -> Without {
         match self {
-            Tier::None => Without { f16: true, subgroups: true, timestamps: true, limits: true },
+            Tier::None => Without {
+                f16: true,
+                subgroups: true,
+                timestamps: true,
+                limits: true,
+                ..Without::default()
+            },
             Tier::Subgroups => Without { f16: true, ..Without::default() },
             Tier::F16 => Without { subgroups: true, ..Without::default() },
             Tier::All => Without::default(),
@@ -90,11 +96,7 @@ pub fn open(
 ) -> Result<(Vec<TierDevice>, Vec<(Tier, String)>)> {
     let (mut devices, mut missing) = (Vec::new(), Vec::new());
     for &tier in tiers {
-        let mut without = tier.without();
-        without.f16 |= options.without.f16;
-        without.subgroups |= options.without.subgroups;
-        without.timestamps |= options.without.timestamps;
-        without.limits |= options.without.limits;
+        let without = tier.without().and(options.without);
         let gpu = match Gpu::open(&GpuOptions { without, ..options.clone() }) {
             Ok(gpu) => gpu,
             // An adapter whose own limits are below WebGPU's defaults has no such tier.

@@ -12,7 +12,7 @@ use super::problem::{Answers, Feed, Problem, Site};
 use super::tier::Tier;
 use super::{Choice, name};
 use crate::files::write_whole;
-use crate::gpu::{Buffer, Elem, Gpu, GpuOptions, Target, Without, interrupted, link};
+use crate::gpu::{Buffer, Elem, Gpu, GpuOptions, Target, interrupted, link};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions};
 use crate::{Error, Result};
 
@@ -29,8 +29,7 @@ pub fn export(
     folder: &Path,
     mut on_problem: impl FnMut(&Problem, usize, usize),
 ) -> Result<usize> {
-    let without = Without { f16: true, subgroups: true, timestamps: true, limits: true };
-    let gpu = Gpu::open(&GpuOptions { without, ..options.clone() })?;
+    let gpu = Gpu::open(&GpuOptions { without: Tier::None.without(), ..options.clone() })?;
     let memory = folder.join("memory");
     fs::create_dir_all(&memory).map_err(|e| Error::io(&memory, e))?;
     let mut book = Book::default();
