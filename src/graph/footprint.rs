@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use super::build::{Builder, live_nodes, nodes, params};
 use super::lower::{Arg, Dispatch};
-use super::plan::{Builder, live_nodes, nodes, params};
 use super::{Graph, Plan, PlanOptions, storage};
 use crate::Result;
 use crate::gpu::{Caps, Gpu, Spec, buffer_bytes};

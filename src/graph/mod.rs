@@ -4,6 +4,7 @@
 //! too, and [`Graph::finish`] (or [`Plan::new`]) returns the first error with the model's own file and
 //! line: every operator is `#[track_caller]`.
 
+mod build;
 mod footprint;
 mod fuse;
 mod lower;
