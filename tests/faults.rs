@@ -228,13 +228,16 @@ fn without_a_driver_there_is_a_line_to_type() {
 #[test]
 fn trouble_with_a_device_is_reported() {
     let Some(gpu) = gpu() else { return };
-    let device = Some(gpu.adapter().name.clone());
-    let own = Gpu::open(&GpuOptions { device, ..Default::default() }).unwrap();
-    let found = reported(own).unwrap();
-    assert!(found.lost_device && found.passed(), "{found:?}");
-    if gpu.caps().software {
-        assert_eq!(found.time_out, Some(true));
-    }
+    // On a busy machine the work may be done before this thread comes to wait for it.
+    let tries = (0..5).map(|_| {
+        let device = Some(gpu.adapter().name.clone());
+        let own = Gpu::open(&GpuOptions { device, ..Default::default() }).unwrap();
+        let found = reported(own).unwrap();
+        assert!(found.lost_device && found.passed(), "{found:?}");
+        found.time_out == Some(true)
+    });
+    let seen = tries.into_iter().any(|seen| seen);
+    assert!(seen || !gpu.caps().software);
 }
 
 fn json(run: &Run) -> Value {
