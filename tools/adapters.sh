@@ -1,13 +1,14 @@
 #!/bin/sh
 # Runs `inknib test` and `inknib bench --ops` on every software driver that Debian has, without touching the system, and lays the
 # results side by side: docs/adapters/*.json, index.html, README.md. Debian 12 on x86-64; an hour on two cores with --full.
+# NO_BENCH=1 leaves bench out; INKNIB names another binary than the release build.
 #
-#   tools/adapters.sh [--full] [NAME ...]      names: lavapipe-22 lavapipe-25-128 lavapipe-25-256 lavapipe-25-512 lavapipe-26
+#   tools/adapters.sh [--quick|--full] [NAME ...]      names: lavapipe-22 lavapipe-25-128 lavapipe-25-256 lavapipe-25-512 lavapipe-26
 #                                              swiftshader gl; default: all
 set -eu
 cd "$(dirname "$0")/.."
 level=
-[ "${1:-}" = --full ] && level=--full && shift
+case ${1:-} in --quick | --full) level=$1 && shift ;; esac
 names=${*:-lavapipe-22 lavapipe-25-128 lavapipe-25-256 lavapipe-25-512 lavapipe-26 swiftshader gl}
 inknib=${INKNIB:-${CARGO_TARGET_DIR:-target}/release/inknib}
 drivers=$PWD/target/drivers

@@ -73,7 +73,7 @@ def main():
     result = json.loads(found[0])
     if "error" in result:
         sys.exit(f"the page did not run: {result['error']}")
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    args.output.write_text(json.dumps(result, separators=(",", ":"), ensure_ascii=False) + "\n")
     print(f"{result['adapter']}, {result['driver']}: {result['passed']} of {len(result['cases'])} cases passed, "
           f"{result['seconds']:.1f} s")
     for case in result["cases"]:
