@@ -402,8 +402,8 @@ impl Trial<'_> {
             }
         };
         for &kernels in &device.kernels {
-            let slow = kernels == Kernels::Reference && device.gpu.caps().software;
-            if slow && self.problem.heavy {
+            let slow = self.problem.heavy && device.gpu.caps().software;
+            if kernels == Kernels::Reference && (slow || self.problem.fast_only) {
                 continue;
             }
             let start = Instant::now();

@@ -129,6 +129,8 @@ pub struct Problem {
     pub level: Level,
     /// Too much work for kernels with one invocation per output on a CPU that plays the GPU.
     pub heavy: bool,
+    /// Longer loops than a reference kernel may run: it goes through a row element by element.
+    pub fast_only: bool,
     /// With f32 activations alone: of integers, or of numbers that f16 does not have.
     pub f32_only: bool,
     pub make: Box<dyn Fn(&Site<'_>) -> Result<Prepared> + Send + Sync>,
@@ -143,11 +145,15 @@ impl Problem {
         make: impl Fn(&Site<'_>) -> Result<Prepared> + Send + Sync + 'static,
     ) -> Problem {
         let (spec, shape) = (spec.into(), shape.into());
-        let (heavy, f32_only) = (false, false);
-        Problem { op, spec, shape, set, level, heavy, f32_only, make: Box::new(make) }
+        let (heavy, fast_only, f32_only) = (false, false, false);
+        Problem { op, spec, shape, set, level, heavy, fast_only, f32_only, make: Box::new(make) }
     }
     pub fn heavy(mut self) -> Problem {
         self.heavy = true;
+        self
+    }
+    pub fn fast_only(mut self) -> Problem {
+        self.fast_only = true;
         self
     }
     pub fn f32_only(mut self) -> Problem {
