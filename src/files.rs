@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all.
+//! Files that appear whole or not at all, and their names.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,19 @@ pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         // The failure that matters is the first one.
         let _ = std::fs::remove_file(&temporary);
         Error::io(path, e)
+    })
+}
+
+/// Which of these endings a name has, in letters of either case.
+///
+/// # Errors
+/// `Usage` for another.
+pub fn ending(path: &Path, known: &[&'static str]) -> Result<&'static str> {
+    let has = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    known.iter().copied().find(|ending| ending.eq_ignore_ascii_case(has)).ok_or_else(|| {
+        let known: Vec<String> = known.iter().map(|ending| format!(".{ending}")).collect();
+        let path = path.display();
+        Error::Usage(format!("{path}: the name of this file must end in {}", known.join(" or ")))
     })
 }
 

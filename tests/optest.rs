@@ -103,7 +103,7 @@ fn what_makes_no_sense_is_refused() {
         (&["--op", "matmull"][..], "no op \"matmull\"; there are matmul, conv2d"),
         (&["--shape", "sd3"], "one of small, ragged, edges, sd15"),
         (&["--tier", "fp8"], "one of none, subgroups, f16, all"),
-        (&["-o", "result.txt"], ".json, .md or .xml"),
+        (&["-o", "result.txt"], ".json or .md or .xml"),
         (&["--quick", "--full"], "cannot be used with"),
         (&["--quick", "--op", "gram", "--shape", "llama"], "no case fits"),
         (&["--known", list.to_str().unwrap()], "known.toml: "),

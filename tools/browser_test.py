@@ -1,7 +1,7 @@
 """Runs the cases of `inknib test --web DIR` in a browser without a window and saves what it found.
 
-    inknib test --quick --web /tmp/web
-    python tools/browser_test.py /tmp/web web.json                  # Chromium's WebGPU over SwiftShader
+    inknib test --quick --web DIR
+    python tools/browser_test.py DIR web.json                       # Chromium's WebGPU over SwiftShader
     inknib report web.json docs/adapters/*.json
 
 Needs a Chromium (`--browser PATH`) and nothing else. Flags of the browser after `--` replace those for SwiftShader, e.g.

@@ -15,7 +15,8 @@ use crate::gpu::{Gpu, GpuOptions, Without, mib};
 use crate::graph::MAX_TRIPS;
 use crate::probe::choices::{Choice, choices};
 use crate::probe::driver::{Reported, reported};
-use crate::probe::selftest::{Case, LONG_LOOP, SelfTest};
+use crate::probe::optest::{Case, Status, families, worst};
+use crate::probe::selftest::{LONG_LOOP, SelfTest};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -210,35 +211,31 @@ fn mark(passed: bool) -> String {
 fn about_the_test(args: &Args, test: &SelfTest, reported: Option<Reported>, ui: &Ui) -> Result<()> {
     ui.line("")?;
     let mut shown = table(&["op", "case", "kernels", "NMSE", "allowed", ""]);
-    let row = |op: &str, what: &str, kernels: &str, nmse: f64, case: &Case, passed: bool| {
+    let row = |case: &Case, what: String, kernels: &str, passed: bool| {
         [
-            op.to_string(),
-            what.to_string(),
+            case.op.clone(),
+            what,
             kernels.to_string(),
-            format!("{nmse:.1e}"),
+            format!("{:.1e}", case.nmse),
             format!("{:.0e}", case.tolerance),
             mark(passed),
         ]
     };
-    for group in test.cases.chunk_by(|a, b| a.op == b.op) {
-        // The worst of a family stands for it; NaN is the worst.
-        let worst = group.iter().max_by(|a, b| a.nmse.total_cmp(&b.nmse));
-        let Some(worst) = worst else { continue };
+    let right = |case: &Case| case.status != Status::Failed;
+    for (_, cases) in families(&test.cases) {
         if args.all {
-            for case in group {
-                let c = case;
-                shown.add_row(row(&c.op, &c.what, &c.kernels, c.nmse, c, c.passed));
+            for case in cases {
+                let what = format!("{} {}", case.spec, case.shape);
+                shown.add_row(row(case, what, &case.kernels, right(case)));
             }
-        } else {
-            let what = format!("{} cases", group.len());
-            let passed = group.iter().all(|c| c.passed);
-            shown.add_row(row(&worst.op, &what, "worst of both", worst.nmse, worst, passed));
+        } else if let Some(worst) = worst(&cases) {
+            let (what, all) = (format!("{} cases", cases.len()), cases.iter().all(|c| right(c)));
+            shown.add_row(row(worst, what, "worst of both", all));
         }
     }
     ui.line(&shown.to_string())?;
     for case in test.failures() {
-        let why = case.error.clone().unwrap_or_else(|| format!("NMSE {:.1e}", case.nmse));
-        ui.line(&format!("WRONG: {} ({}, {}): {why}", case.op, case.what, case.kernels))?;
+        ui.line(&format!("WRONG: {}: {}", case.name(), case.trouble()))?;
     }
     let canaries = &test.canaries;
     let limit = match canaries.loop_iterations {

@@ -27,7 +27,7 @@ impl Tier {
                 gpu = again(args, without)?;
             }
             let bar = ui.bar("self-test", 0);
-            selftest(&gpu, act, |case| bar.say(format!("{} {}", case.op, case.what)))
+            selftest(&gpu, act, |case| bar.say(format!("{} {} {}", case.op, case.spec, case.shape)))
         });
         let outcome = match outcome {
             Ok(test) => Ok(test),
@@ -76,10 +76,11 @@ fn first_failure(test: &SelfTest) -> String {
     let count = test.failures().count();
     match test.failures().next() {
         Some(case) => format!(
-            "{count} of {} self-test cases are wrong, the first {} ({}, {} kernels)",
+            "{count} of {} self-test cases are wrong, the first {} ({} {}, {} kernels)",
             test.cases.len(),
             case.op,
-            case.what,
+            case.spec,
+            case.shape,
             case.kernels
         ),
         None if !test.canaries.loops_right => {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::common::{Ui, table};
-use crate::files::write_whole;
+use crate::Result;
+use crate::files::{ending, write_whole};
 use crate::probe::side_by_side::{Block, SideBySide, read};
-use crate::{Error, Result};
 
 const EXAMPLES: &str = "\
 The files are what `inknib test -o FILE.json` and `inknib bench --ops -o FILE.json` write, on any machine.
@@ -29,22 +29,18 @@ pub struct Args {
     pub output: Vec<PathBuf>,
 }
 
+const FORMS: [&str; 2] = ["html", "md"];
 const TITLE: &str = "Adapters side by side";
 
 /// Prints the report, or writes it.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let kind =
-        |file: &PathBuf| file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_string();
-    if let Some(bad) =
-        args.output.iter().find(|file| !["html", "md"].contains(&kind(file).as_str()))
-    {
-        let bad = bad.display();
-        return Err(Error::Usage(format!("--output {bad}: the name must end in .html or .md")));
+    for file in &args.output {
+        ending(file, &FORMS)?;
     }
     let stacks = read(&args.files)?;
     let report = SideBySide::of(&stacks);
     for file in &args.output {
-        let text = match kind(file).as_str() {
+        let text = match ending(file, &FORMS)? {
             "html" => report.html(TITLE),
             _ => report.markdown(TITLE),
         };

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::common::{GpuArgs, ModelFolder, Ui, table};
 use super::devices::describe;
 use super::json::round;
-use crate::files::write_whole;
+use super::recover::once_more;
+use crate::files::{ending, write_whole};
 use crate::gpu::{Elem, Gpu, GpuOptions, adapters};
 use crate::probe::optest::{
     Case, Choice, Known, Level, OpTest, Set, Status, Tier, Whole, export, families, junit,
@@ -29,6 +30,9 @@ Examples:
 
 Exit code 3: no adapter. 7: a kernel is wrong, or passed though tests/adapters.toml lists it as known to fail.";
 
+/// What results are written as; xml is JUnit.
+const FORMS: [&str; 3] = ["json", "md", "xml"];
+
 /// Flags of `inknib test`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -45,7 +49,8 @@ pub struct Args {
     /// Where shapes come from, several with commas: small, ragged, edges, sd15, sdxl, llama, qwen, numbers
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = set)]
     pub shape: Vec<Set>,
-    /// Feature tiers, several with commas: none, subgroups, f16, all
+    /// Feature tiers, several with commas: none (no optional feature), subgroups, f16, all (what the adapter has) [default:
+    /// every one of them]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = tier)]
     pub tier: Vec<Tier>,
     /// Write the result to a file: .json, .md or .xml (JUnit); may be given several times
@@ -81,7 +86,7 @@ fn tier(word: &str) -> Result<Tier> {
 /// Tests the adapter, or all of them, and says what is wrong.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
     for file in &args.output {
-        kind(file)?;
+        ending(file, &FORMS)?;
     }
     let level = match (args.quick, args.full) {
         (true, _) => Level::Quick,
@@ -171,8 +176,11 @@ fn whole_models(args: &Args, options: &GpuOptions, ui: &Ui) -> Result<Vec<Whole>
     if args.no_models || !(args.op.is_empty() && args.shape.is_empty() && args.tier.is_empty()) {
         return Ok(Vec::new());
     }
+    once_more(ui, |_| run_models(args, &Gpu::open(options)?, ui))
+}
+
+fn run_models(args: &Args, gpu: &Gpu, ui: &Ui) -> Result<Vec<Whole>> {
     let bar = ui.bar("models", 0);
-    let gpu = Gpu::open(options)?;
     // Reference kernels take most of a minute where a CPU plays the GPU.
     let acts = match gpu.caps().f16 && !args.quick {
         true => vec![Elem::F32, Elem::F16],
@@ -188,7 +196,7 @@ fn whole_models(args: &Args, options: &GpuOptions, ui: &Ui) -> Result<Vec<Whole>
         };
         for act in &acts {
             bar.say(format!("{name} {}", act.wgsl()));
-            found.push(run(&gpu, &folder.path, *act, !args.quick)?);
+            found.push(run(gpu, &folder.path, *act, !args.quick)?);
         }
     }
     Ok(found)
@@ -239,6 +247,9 @@ fn show(args: &Args, test: &OpTest, ui: &Ui) -> Result<()> {
         }
     }
     ui.line(&shown.to_string())?;
+    for case in test.cases.iter().filter(|case| case.status == Status::Known) {
+        ui.line(&format!("known to fail: {}: {}", case.name(), case.trouble()))?;
+    }
     for whole in &test.models {
         ui.line(&about(whole))?;
     }
@@ -285,17 +296,8 @@ fn summary(test: &OpTest) -> String {
     )
 }
 
-/// How a file is written, by its extension.
-fn kind(file: &Path) -> Result<&'static str> {
-    let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    ["json", "md", "xml"].into_iter().find(|kind| *kind == extension).ok_or_else(|| {
-        let file = file.display();
-        Error::Usage(format!("--output {file}: the name must end in .json, .md or .xml (JUnit)"))
-    })
-}
-
 fn write(file: &Path, tests: &[OpTest]) -> Result<()> {
-    let text = match kind(file)? {
+    let text = match ending(file, &FORMS)? {
         // On one line: a full test has thousands of cases.
         "json" => format!("{}\n", answer(tests)),
         "md" => tests.iter().map(markdown).collect::<Vec<_>>().join("\n"),

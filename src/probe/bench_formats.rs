@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::bench_ops::median;
 use crate::Result;
 use crate::diffusion::rng::{Rng, RngKind};
 use crate::gpu::{Elem, Gpu, interrupted};
@@ -59,13 +60,13 @@ pub fn format_costs(
         }
         let plain = seconds[0].clone();
         costs.extend(formats.iter().zip(&seconds).map(|(format, seconds)| {
-            let ratios = seconds.iter().zip(&plain).map(|(a, b)| a / b).collect();
+            let ratios: Vec<f64> = seconds.iter().zip(&plain).map(|(a, b)| a / b).collect();
             FormatCost {
                 op,
                 shape,
                 format: (*format).to_string(),
-                ms: 1e3 * median(seconds.clone()),
-                over_plain: median(ratios) - 1.0,
+                ms: 1e3 * median(seconds),
+                over_plain: median(&ratios) - 1.0,
             }
         }));
     }
@@ -101,9 +102,4 @@ fn time(gpu: &Gpu, plan: &Plan, times: usize) -> Result<f64> {
     }
     gpu.wait()?;
     Ok(start.elapsed().as_secs_f64() / times as f64)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

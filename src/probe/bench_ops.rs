@@ -198,7 +198,8 @@ pub fn median_and_spread(samples: &[f64]) -> (f64, f64) {
     (middle, 1.4826 * median(&away))
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The mean of both in the middle where there is an even number; 0 of nothing.
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

@@ -5,8 +5,10 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::bench_rows::{Row, rows};
+use super::markdown::table;
 use super::page::Page;
 use super::roofline::{roofline, standalone};
+use crate::files::ending;
 use crate::{Error, Result};
 
 /// A table with words above it.
@@ -33,18 +35,13 @@ impl Form {
     /// # Errors
     /// `Usage` for other endings.
     pub fn of(path: &std::path::Path) -> Result<Form> {
-        let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        match ending.as_deref() {
-            Some("json") => Ok(Form::Json),
-            Some("csv") => Ok(Form::Csv),
-            Some("md") => Ok(Form::Markdown),
-            Some("html") => Ok(Form::Html),
-            Some("svg") => Ok(Form::Svg),
-            _ => Err(Error::Usage(format!(
-                "{}: a report is written as .json, .csv, .md or .html, its roofline as .svg",
-                path.display()
-            ))),
-        }
+        Ok(match ending(path, &["json", "csv", "md", "html", "svg"])? {
+            "json" => Form::Json,
+            "csv" => Form::Csv,
+            "md" => Form::Markdown,
+            "html" => Form::Html,
+            _ => Form::Svg,
+        })
     }
 }
 
@@ -106,7 +103,6 @@ fn ceilings(from: &Value) -> Sheet {
         ("multiply and add, f32", "fma_gflop_s", "GFLOP/s"),
         ("multiply and add, f16", "fma_f16_gflop_s", "GFLOP/s"),
         ("dot4I8Packed", "int_dot_gop_s", "Gop/s"),
-        ("cooperative matrix", "coop_gflop_s", "GFLOP/s"),
         ("dispatch", "dispatch_us", "µs"),
         ("submission and wait", "submit_us", "µs"),
     ];
@@ -238,15 +234,10 @@ fn quoted(field: &str) -> String {
 }
 
 fn markdown(report: &Value, sheets: &[Sheet]) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | ").replace('\n', " "));
-    let escaped =
-        |cells: &[String]| cells.iter().map(|c| c.replace('|', "\\|")).collect::<Vec<_>>();
     let mut out = format!("# inknib bench\n\n{}\n", device(report));
     for sheet in sheets {
-        let headings: Vec<String> = sheet.headings.iter().map(|h| h.to_string()).collect();
-        let rule: Vec<String> = headings.iter().map(|_| "---".to_string()).collect();
-        let _ = write!(out, "\n## {}\n\n{}{}", sheet.title, line(&headings), line(&rule));
-        sheet.rows.iter().for_each(|row| out.push_str(&line(&escaped(row))));
+        let table = table(&sheet.headings, &sheet.rows);
+        let _ = write!(out, "\n## {}\n\n{table}", sheet.title);
         sheet.notes.iter().for_each(|note| {
             let _ = write!(out, "\n{note}\n");
         });
@@ -284,7 +275,7 @@ mod tests {
     fn report() -> Value {
         json!({
             "adapter": "a", "driver": "d", "backend": "vulkan",
-            "ceilings": { "copy_gb_s": 10.0, "fma_gflop_s": 100.0, "coop_gflop_s": null },
+            "ceilings": { "copy_gb_s": 10.0, "fma_gflop_s": 100.0 },
             "ops": [{ "op": "matmul", "spec": "gemv | int4", "shape": "1x8, 4x8", "samples": [0.5, 0.25, 1.0],
                 "flops": 64, "bytes": 48, "gb_s": 1.5, "gflop_s": 2.0, "fraction_of_ceiling": 0.125,
                 "compile_seconds": 0.02 }],
@@ -335,7 +326,12 @@ mod tests {
         assert_eq!(Form::of(Path::new("a/b.JSON")).unwrap(), Form::Json);
         assert_eq!(Form::of(Path::new("b.svg")).unwrap(), Form::Svg);
         let error = Form::of(Path::new("b.png")).unwrap_err();
-        assert!(error.exit_code() == 2 && error.to_string().contains("b.png: a report is written"));
+        assert!(
+            error.exit_code() == 2
+                && error
+                    .to_string()
+                    .contains("b.png: the name of this file must end in .json or .csv")
+        );
         assert_eq!(
             [0.0, 0.01234, 5.0, 123.4, 98765.0].map(digits),
             ["0.00000", "0.0123", "5.00", "123", "98765"]

@@ -21,8 +21,6 @@ pub struct Ceilings {
     pub fma_f16_gflop_s: Option<f64>,
     /// Operations of `dot4I8Packed` and the sum, eight each.
     pub int_dot_gop_s: f64,
-    /// Cooperative matrices: kernels do not use them yet.
-    pub coop_gflop_s: Option<f64>,
     /// Microseconds of a dispatch that does next to nothing and waits for the one before, of many in a submission.
     pub dispatch_us: f64,
     /// Microseconds of a submission of one such dispatch and of waiting for it.
@@ -48,7 +46,6 @@ impl Ceilings {
             fma_gflop_s: operations(gpu, Kind::Fma(Elem::F32))? / 1e9,
             fma_f16_gflop_s: f16.transpose()?.map(|rate| rate / 1e9),
             int_dot_gop_s: operations(gpu, Kind::Dot)? / 1e9,
-            coop_gflop_s: None,
             dispatch_us: 1e6 * dispatch,
             submit_us: 1e6 * submit,
         })
@@ -153,7 +150,6 @@ mod tests {
             fma_gflop_s: 100.0,
             fma_f16_gflop_s: None,
             int_dot_gop_s: 200.0,
-            coop_gflop_s: None,
             dispatch_us: 5.0,
             submit_us: 50.0,
         }

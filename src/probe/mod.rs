@@ -26,6 +26,7 @@ mod evaluate;
 mod evaluate_image;
 mod evaluate_vae;
 pub mod inject;
+pub mod markdown;
 pub mod observe;
 pub mod optest;
 pub mod page;

@@ -6,46 +6,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::optest;
+use super::optest::{self, Case, Status};
 use crate::Result;
 use crate::gpu::{Elem, Gpu};
 use crate::graph::{Graph, Kernels, MAX_TRIPS, Plan, PlanOptions};
 use crate::ops::{canary, finite};
-
-/// One family of kernels in one variant.
-#[derive(Clone, Debug, Serialize)]
-pub struct Case {
-    /// The op family: `matmul`, `conv2d`, `attention` …
-    pub op: String,
-    /// Format or form, and size.
-    pub what: String,
-    /// `fast` or `reference`.
-    pub kernels: String,
-    /// Σ(got − oracle)² / Σ oracle²; null in JSON where a value is not finite.
-    pub nmse: f64,
-    pub tolerance: f64,
-    /// With compilation, which some drivers do at the first run.
-    pub seconds: f64,
-    pub passed: bool,
-    /// What the driver said if it refused the kernel.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-impl From<optest::Case> for Case {
-    fn from(case: optest::Case) -> Case {
-        Case {
-            what: format!("{} {}", case.spec, case.shape),
-            passed: case.status != optest::Status::Failed,
-            op: case.op,
-            kernels: case.kernels,
-            nmse: case.nmse,
-            tolerance: case.tolerance,
-            seconds: case.seconds,
-            error: case.why,
-        }
-    }
-}
 
 /// What drivers get wrong without an error.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -76,7 +41,7 @@ pub struct SelfTest {
 impl SelfTest {
     /// Cases that are beyond their tolerance or did not run.
     pub fn failures(&self) -> impl Iterator<Item = &Case> {
-        self.cases.iter().filter(|c| !c.passed)
+        self.cases.iter().filter(|c| c.status == Status::Failed)
     }
     /// Whether everything that results depend on is right.
     pub fn passed(&self) -> bool {
@@ -96,7 +61,6 @@ pub fn selftest(gpu: &Gpu, act: Elem, mut on_case: impl FnMut(&Case)) -> Result<
     let before = gpu.compile_cost();
     let mut cases = Vec::new();
     optest::smoke(gpu, act, &mut |case| {
-        let case = Case::from(case);
         on_case(&case);
         cases.push(case);
     })?;

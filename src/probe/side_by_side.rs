@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::markdown;
 use super::optest::{Case, Known, Status, Whole, distances, families, worst};
 use super::page::Page;
 use crate::{Error, Result};
@@ -68,7 +69,7 @@ pub fn read(paths: &[impl AsRef<Path>]) -> Result<Vec<Stack>> {
             // A browser's results do not know the list.
             let Stack { adapter, driver, backend, cases, .. } = &mut found;
             let failed = cases.iter_mut().filter(|case| case.status == Status::Failed);
-            failed.for_each(|case| case.status = known.judge([adapter, driver, backend], case));
+            failed.for_each(|case| known.judge([adapter, driver, backend], case));
             merge(&mut stacks, found);
         }
     }
@@ -313,22 +314,13 @@ impl SideBySide {
 
     /// The same as Markdown.
     pub fn markdown(&self, title: &str) -> String {
-        let line = |cells: &[String]| {
-            let cells: Vec<String> =
-                cells.iter().map(|c| c.replace('|', "\\|").replace('\n', " ")).collect();
-            format!("| {} |\n", cells.join(" | "))
-        };
         let mut text = format!("# {title}\n");
         for block in &self.blocks {
             text.push('\n');
             match block {
                 Block::Heading(words) => text += &format!("## {words}\n"),
                 Block::Paragraph(words) => text += &format!("{words}\n"),
-                Block::Table(headings, rows) => {
-                    text += &line(headings);
-                    text += &format!("|{}\n", "---|".repeat(headings.len()));
-                    rows.iter().for_each(|row| text += &line(row));
-                }
+                Block::Table(headings, rows) => text += &markdown::table(headings, rows),
             }
         }
         text

@@ -12,18 +12,18 @@ const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/a
 /// An entry of the list: globs, in which `*` stands for anything and case does not count.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct KnownFailure {
-    pub adapter: String,
+struct KnownFailure {
+    adapter: String,
     #[serde(default = "anything")]
-    pub driver: String,
+    driver: String,
     #[serde(default = "anything")]
-    pub backend: String,
+    backend: String,
     /// As [`Case::name`] writes it: `matmul fp16* 1x40x136, fast f16 in tier *`.
-    pub case: String,
+    case: String,
     /// What is known of the cause.
-    pub reason: String,
+    reason: String,
     /// Where it is told or reported.
-    pub link: String,
+    link: String,
 }
 
 fn anything() -> String {
@@ -78,23 +78,20 @@ impl Known {
         Ok(Known(file.known.into_iter().map(entry).collect::<Result<_>>()?))
     }
 
-    /// The entry that a case falls under; of the adapter its name, driver and backend.
-    pub fn find(&self, adapter: [&str; 3], case: &Case) -> Option<&KnownFailure> {
+    /// Marks a case in the light of what is known of the adapter, given by its name, driver and backend: a failure that
+    /// is listed with its reason, and what passes though it is listed.
+    pub fn judge(&self, [adapter, driver, backend]: [&str; 3], case: &mut Case) {
         let name = case.name();
-        let [adapter, driver, backend] = adapter;
         let texts = [adapter, driver, backend, &name];
-        let fits =
-            |entry: &&Entry| entry.globs.iter().zip(&texts).all(|(g, text)| g.is_match(text));
-        self.0.iter().find(fits).map(|entry| &entry.of)
-    }
-
-    /// The status of a case in the light of what is known.
-    pub fn judge(&self, adapter: [&str; 3], case: &Case) -> Status {
-        let known = self.find(adapter, case).is_some();
+        let fits = |entry: &&Entry| entry.globs.iter().zip(texts).all(|(g, text)| g.is_match(text));
+        let Some(Entry { of, .. }) = self.0.iter().find(fits) else { return };
         match case.status {
-            Status::Passed if known => Status::Unexpected,
-            Status::Failed if known => Status::Known,
-            status => status,
+            Status::Passed => case.status = Status::Unexpected,
+            Status::Failed => {
+                case.why = Some(format!("{}: {} ({})", case.trouble(), of.reason, of.link));
+                case.status = Status::Known;
+            }
+            Status::Known | Status::Unexpected | Status::Skipped => {}
         }
     }
 }

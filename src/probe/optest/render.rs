@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::super::markdown::table;
 use super::{Case, OpTest, Status};
 
 /// The cases of each op, in the order in which they ran.
@@ -42,19 +43,21 @@ pub fn markdown(test: &OpTest) -> String {
         if caps.f16 { "yes" } else { "no" },
         if caps.subgroups { "yes" } else { "no" },
     );
-    text +=
-        "| op | cases | failed | worst case | NMSE | allowed | |\n|---|---|---|---|---|---|---|\n";
-    for (op, cases) in families(&test.cases) {
+    let rows = families(&test.cases).into_iter().filter_map(|(op, cases)| {
         let failed = cases.iter().filter(|case| case.status == Status::Failed).count();
-        let Some(worst) = worst(&cases) else { continue };
-        let Case { spec, shape, kernels, activations, nmse, tolerance, .. } = worst;
-        let _ = writeln!(
-            text,
-            "| {op} | {} | {failed} | {spec} {shape}, {kernels} {activations} | {nmse:.1e} | {tolerance:.0e} | {} |",
-            cases.len(),
-            if failed == 0 { "✓" } else { "✗" },
-        );
-    }
+        let Case { spec, shape, kernels, activations, nmse, tolerance, .. } = worst(&cases)?;
+        Some(vec![
+            op.to_string(),
+            cases.len().to_string(),
+            failed.to_string(),
+            format!("{spec} {shape}, {kernels} {activations}"),
+            format!("{nmse:.1e}"),
+            format!("{tolerance:.0e}"),
+            if failed == 0 { "✓" } else { "✗" }.to_string(),
+        ])
+    });
+    let headings = ["op", "cases", "failed", "worst case", "NMSE", "allowed", ""];
+    text += &table(&headings, &rows.collect::<Vec<_>>());
     let _ = writeln!(
         text,
         "\n{} cases: {} passed, {} failed, {} known to fail, {} passed though known to fail, {} skipped; {:.1} s; compiling {} kernels took {:.1} s, on several threads",
@@ -69,7 +72,7 @@ pub fn markdown(test: &OpTest) -> String {
         test.compile_seconds,
     );
     for case in &test.cases {
-        if matches!(case.status, Status::Failed | Status::Unexpected) {
+        if matches!(case.status, Status::Failed | Status::Unexpected | Status::Known) {
             let _ =
                 writeln!(text, "\n- {} {}: {}", case.status.mark(), case.name(), case.trouble());
         }

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::Choice;
 use super::judge::allowed;
 use super::problem::{Answers, Feed, Problem, Site};
 use super::tier::Tier;
-use super::{Choice, name};
+use super::trial::name;
 use crate::files::write_whole;
 use crate::gpu::{Buffer, Elem, Gpu, GpuOptions, Target, interrupted, link};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions};
