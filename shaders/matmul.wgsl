@@ -1,4 +1,4 @@
-// y[m, n0 + n] = activation(Σ_k x[m, k] · w[n, k] + bias[n0 + n]) + residual[m, n0 + n]
+// Σ_k x[m, k] · w[n, k]; see parts/matmul_out.wgsl for what becomes of it.
 // A register tile of 8 rows of x by 8 rows of w in each invocation, no shared memory. A block of eight k of
 // four rows of w is two 4x4 matrices, so that `vector * matrix` is four dot products.
 struct Params {
@@ -9,22 +9,10 @@ struct Params {
     n_total: u32, // columns of y
     blocks: u32,  // blocks of eight k
     m0: u32,      // its first row
-    pad0: u32,
+    context: u32, // rows of y, where that is a cache
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
-@group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
-@group(0) @binding(3) var<storage, read> residual: array<act>;   // [M, n_total]
-@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [M, n_total]
-
-fn store(m: u32, n: u32, v: f32) {
-    var r = v;
-    if (BIAS) { r += bias[p.n0 + n]; }
-    r = activation(r);
-    let i = m * p.n_total + p.n0 + n;
-    if (RESIDUAL) { r += f32(residual[i]); }
-    y[i] = out(r);
-}
 
 @compute @workgroup_size(WG_X)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {

@@ -7,22 +7,10 @@ struct Params {
     n_total: u32, // columns of y
     blocks: u32,  // blocks of eight k
     m0: u32,      // its first row
-    pad0: u32,
+    context: u32, // rows of y, where that is a cache
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
-@group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
-@group(0) @binding(3) var<storage, read> residual: array<act>;   // [M, n_total]
-@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [M, n_total]
-
-fn store(m: u32, n: u32, v: f32) {
-    var r = v;
-    if (BIAS) { r += bias[p.n0 + n]; }
-    r = activation(r);
-    let i = m * p.n_total + p.n0 + n;
-    if (RESIDUAL) { r += f32(residual[i]); }
-    y[i] = out(r);
-}
 
 // Eight k of a row of x, zeros beyond the last block.
 fn row8(m: u32, c8: u32) -> Eight {

@@ -219,14 +219,14 @@ fn pictures_share_what_does_not_depend_on_the_seed() {
     };
     let (net, first) = (load(), request());
     let second = Request { seed: 8, ..request() };
-    let before = gpu.submissions();
+    let before = gpu.sent().submissions;
     net.prepare(&first).unwrap();
-    let (computed, before) = (gpu.submissions() - before, gpu.submissions());
+    let (computed, before) = (gpu.sent().submissions - before, gpu.sent().submissions);
     net.prepare(&second).unwrap();
     // Text encoder, tables, keys and values are plans that are submitted; a run that finds them submits nothing
     // before its first step.
     assert!(computed >= 3, "{computed}");
-    assert_eq!(gpu.submissions() - before, 0);
+    assert_eq!(gpu.sent().submissions - before, 0);
     // Bit for bit what each gives alone.
     let pictures = [paint(&net, &first), paint(&net, &second)];
     assert_eq!(pictures[0], paint(&load(), &first));

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Language models of true shapes with random weights, to measure speed and memory without a download.
 
-usage: synthetic_llm.py NAME OUTDIR     NAME: tinyllama-1.1b, qwen2.5-0.5b, llama-3.2-1b, or smol (seconds)
+usage: synthetic_llm.py NAME OUTDIR     NAME: smollm2-135m, tinyllama-1.1b, qwen2.5-0.5b, llama-3.2-1b, llama-3.1-8b
+       (16 GB), or smol (seconds)
 
-Writes config.json and model.safetensors (FP16, N(0, 0.02); norms 1, biases 0) under OUTDIR. Needs numpy.
+Writes config.json and model.safetensors (FP16, N(0, 0.02); norms 1, biases 0) under OUTDIR. Needs nothing but Python.
 The files are valid checkpoints; what such a model writes is noise, so use `inknib bench`, not `chat`."""
 import json
+import math
 import os
+import random
 import struct
 import sys
 
-import numpy as np
 
 SHAPES = {
     "tinyllama-1.1b": dict(model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=32000, hidden_size=2048,
@@ -24,10 +26,19 @@ SHAPES = {
         max_position_embeddings=131072, rms_norm_eps=1e-5, rope_theta=500000.0, tie_word_embeddings=True,
         rope_scaling=dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
             original_max_position_embeddings=8192)),
+    "smollm2-135m": dict(model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=49152, hidden_size=576,
+        intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000.0, tie_word_embeddings=True),
+    "llama-3.1-8b": dict(model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=128256, hidden_size=4096,
+        intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=500000.0, tie_word_embeddings=False),
     "smol": dict(model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=1024, hidden_size=256,
         intermediate_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
         max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True),
 }
+
+# Numbers that are drawn; matrices repeat them.
+BLOCK = 1 << 21
 
 
 def tensors(c):
@@ -61,23 +72,27 @@ def main():
         json.dump(config, file, indent=2)
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in tensors(config):
-        size = 2 * int(np.prod(shape))
+        size = 2 * math.prod(shape)
         header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    random = np.random.default_rng(20)
+    numbers = random.Random(20)
+    normal = struct.pack(f"<{BLOCK}e", *(numbers.gauss(0, 0.02) for _ in range(BLOCK)))
     path = os.path.join(out, "model.safetensors")
     with open(path + ".part", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in tensors(config):
             if len(shape) == 1:
                 value = 0.0 if name.endswith("bias") else 1.0
-                file.write(np.full(shape, value, np.float16).tobytes())
-            else:
-                for row in range(0, shape[0], 4096):
-                    part = (min(4096, shape[0] - row), shape[1])
-                    file.write((random.standard_normal(part, np.float32) * 0.02).astype(np.float16).tobytes())
+                file.write(struct.pack("<e", value) * shape[0])
+                continue
+            left = 2 * math.prod(shape)
+            while left > 0:
+                # The block again and again, each time from another place on.
+                part = normal[2 * numbers.randrange(BLOCK // 2):][:left]
+                file.write(part)
+                left -= len(part)
     os.replace(path + ".part", path)
     print(f"{path}: {offset / 2**20:.0f} MiB")
 

@@ -4,6 +4,7 @@
 // add, n = 16 · trips.
 // 2, ceiling_dot.wgsl: Σ_j<8 Dⁿ(0x01030507 · (i mod 8 + 1) + 0x11213141 · j), D(s) = s + the dot product of the signed bytes
 // of s and mul, n = 4 · trips.
+// 3, ceiling_coop.wgsl: every word is an f32, Σ_j<8 of the sums of j + trips products of EDGE times mul by add.
 struct Params {
     count: u32,  // words of the result
     trips: u32,
@@ -48,6 +49,16 @@ fn dots(i: u32) -> u32 {
     return sum;
 }
 
+fn product() -> u32 {
+    var sum = 0.0;
+    for (var j = 0u; j < 8u; j++) {
+        for (var n = 0u; n < (j + p.trips) * EDGE; n++) {
+            sum += bitcast<f32>(p.mul) * bitcast<f32>(p.add);
+        }
+    }
+    return bitcast<u32>(sum);
+}
+
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u) {
     let i = id.x;
@@ -58,7 +69,9 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
         y[i] = x[i];
     } else if (KIND == 1u) {
         y[i] = chain(i);
-    } else {
+    } else if (KIND == 2u) {
         y[i] = dots(i);
+    } else {
+        y[i] = product();
     }
 }

@@ -1,4 +1,5 @@
-// y[m, n0 + n] = activation(Σ_k x[m, k] · w[n, k] + bias[n0 + n]) + residual[m, n0 + n], one output each.
+// y[m, n0 + n] = activation(Σ_k x[m, k] · w[n, k] + bias[n0 + n]) + residual[m, n0 + n], or times it (MULTIPLY), one output
+// each. INTO_CACHE: into row start[0] + m of y, if it has that.
 struct Params {
     m: u32,       // one past the last row of x of this dispatch
     n: u32,       // rows of w in this window
@@ -7,13 +8,14 @@ struct Params {
     n_total: u32, // columns of y
     blocks: u32,  // blocks of eight k
     m0: u32,      // its first row
-    pad0: u32,
+    context: u32, // rows of y, where that is a cache
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;       // [n_total]
 @group(0) @binding(3) var<storage, read> residual: array<act>;   // [M, n_total]
-@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [M, n_total]
+@group(0) @binding(4) var<storage, read_write> y: array<out>;    // [M, n_total], or [context, n_total]
+@group(0) @binding(5) var<storage, read> start: array<u32>;      // [1]
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
@@ -28,6 +30,11 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     if (BIAS) { sum += bias[p.n0 + n]; }
     sum = activation(sum);
     let i = m * p.n_total + p.n0 + n;
-    if (RESIDUAL) { sum += f32(residual[i]); }
-    y[i] = out(sum);
+    if (RESIDUAL && MULTIPLY) { sum *= f32(residual[i]); }
+    if (RESIDUAL && !MULTIPLY) { sum += f32(residual[i]); }
+    if (!INTO_CACHE) {
+        y[i] = out(sum);
+    } else if (start[0] < p.context && m < p.context - start[0]) {
+        y[i + start[0] * p.n_total] = out(sum);
+    }
 }

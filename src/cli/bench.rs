@@ -310,8 +310,12 @@ fn show(gpu: &Gpu, model: &Model, rows: &[Measured], ui: &Ui) -> Result<()> {
     }
     ui.line(&out.to_string())?;
     let m = &model.memory;
-    let per_token = rows.iter().filter(|r| r.of.generated_tokens > 0);
-    let submissions = per_token.map(|r| r.submissions_per_token).fold(0.0, f64::max);
+    let most = |of: fn(&Measured) -> f64| {
+        let generating = rows.iter().filter(|r| r.of.generated_tokens > 0);
+        generating.map(of).fold(0.0, f64::max)
+    };
+    let submissions = most(|r| r.submissions_per_token);
+    let (dispatches, host) = (most(|r| r.dispatches_per_token), 100.0 * most(|r| r.host_share));
     ui.line(&format!("{} ({})", gpu.adapter().name, gpu.adapter().driver))?;
     ui.line(&in_words(&model.ceilings))?;
     ui.line(&format!(
@@ -324,8 +328,8 @@ fn show(gpu: &Gpu, model: &Model, rows: &[Measured], ui: &Ui) -> Result<()> {
         gpu::mib(m.peak)
     ))?;
     ui.line(&format!(
-        "a token reads {} of weights, {:.2} x what is resident; {submissions:.2} submissions a token; \
-         load {:.1} s, {} kernels compiled in {:.1} s",
+        "a token reads {} of weights, {:.2} x what is resident; {submissions:.2} submissions \
+         and {dispatches:.0} dispatches a token, the host works {host:.1} % of the time; load {:.1} s, {} kernels compiled in {:.1} s",
         gpu::mib(m.weights_read_per_token),
         m.weights_read_per_token as f64 / m.weights.max(1) as f64,
         model.load_seconds,

@@ -15,14 +15,15 @@ use crate::probe::ceilings::Ceilings;
 /// Measures the ceilings on a device of their own, so that their buffers do not count among others'.
 pub(super) fn ceilings(args: &Args, ui: &Ui) -> Result<Ceilings> {
     let spinner = ui.bar("ceilings", 0);
-    spinner.say("copy, FMA, dot4, latencies");
+    spinner.say("copy, FMA, matrices, dot4, latencies");
     Ceilings::measure(&args.gpu.open(ui)?)
 }
 
 /// Ceilings in one line below a table.
 pub(super) fn in_words(c: &Ceilings) -> String {
+    let coop = c.coop_gflop_s.map_or(String::new(), |rate| format!(", matrices {rate:.1} GFLOP/s"));
     format!(
-        "ceilings: copy {:.1} GB/s, FMA {:.1} GFLOP/s, dispatch {:.1} µs, submission {:.0} µs",
+        "ceilings: copy {:.1} GB/s, FMA {:.1} GFLOP/s{coop}, dispatch {:.1} µs, submission {:.0} µs",
         c.copy_gb_s, c.fma_gflop_s, c.dispatch_us, c.submit_us
     )
 }

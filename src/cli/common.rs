@@ -56,6 +56,8 @@ pub enum KernelChoice {
     /// The fast kernels
     #[default]
     Fast,
+    /// The fast kernels as a real GPU gets them, on a software adapter too
+    Hardware,
     /// One invocation per output element: slow and obviously right
     Reference,
 }
@@ -71,6 +73,7 @@ impl From<KernelChoice> for Kernels {
     fn from(choice: KernelChoice) -> Kernels {
         match choice {
             KernelChoice::Fast => Kernels::Fast,
+            KernelChoice::Hardware => Kernels::Hardware,
             KernelChoice::Reference => Kernels::Reference,
         }
     }

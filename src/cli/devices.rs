@@ -132,7 +132,8 @@ pub fn describe(adapter: &AdapterSummary) -> Value {
             "subgroups": caps.subgroups,
             "timestamps": caps.timestamps,
             "int_dot": caps.int_dot,
-            "coop_matrix": caps.coop_matrix,
+            "coop_matrix": caps.coop_edge > 0,
+            "coop_edge": caps.coop_edge,
         },
         "limits": {
             "max_workgroup_invocations": caps.max_workgroup_invocations,

@@ -143,7 +143,7 @@ fn about_the_adapter(gpu: &Gpu, ui: &Ui) -> Result<()> {
         ("f16", caps.f16),
         ("subgroups", caps.subgroups),
         ("timestamps", caps.timestamps),
-        ("cooperative matrix", caps.coop_matrix),
+        ("cooperative matrix", caps.coop_edge > 0),
     ];
     let list = |wanted: bool| -> String {
         let names: Vec<&str> =

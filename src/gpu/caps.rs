@@ -13,7 +13,8 @@ pub struct Caps {
     pub subgroup_max: u32,
     pub timestamps: bool,
     pub int_dot: bool,
-    pub coop_matrix: bool,
+    /// Edge of the square f16 matrices that a subgroup multiplies and adds to one in f32: 16 or 8; 0 without.
+    pub coop_edge: u32,
     /// False where a self-test found that only the reference kernels compute right.
     pub fast_kernels: bool,
     pub max_workgroup_invocations: u32,
@@ -33,6 +34,8 @@ pub struct Without {
     pub f16: bool,
     pub subgroups: bool,
     pub timestamps: bool,
+    /// Cooperative matrices.
+    pub coop: bool,
     /// Nothing but WebGPU's default limits.
     pub limits: bool,
     /// All but the reference kernels: what is left where a driver compiles nothing else right.
@@ -40,7 +43,7 @@ pub struct Without {
 }
 
 impl Without {
-    /// Reads `f16,subgroups,timestamps,limits,fast-kernels`; unknown words are an error. `all` is what hardware may lack,
+    /// Reads `f16,subgroups,timestamps,coop,limits,fast-kernels`; unknown words are an error. `all` is what hardware may lack,
     /// so not the kernels.
     pub fn parse(list: &str) -> crate::Result<Without> {
         let mut without = Without::default();
@@ -49,16 +52,17 @@ impl Without {
                 "f16" => without.f16 = true,
                 "subgroups" => without.subgroups = true,
                 "timestamps" => without.timestamps = true,
+                "coop" => without.coop = true,
                 "limits" => without.limits = true,
                 "fast-kernels" => without.fast_kernels = true,
                 "all" => {
                     let fast_kernels = without.fast_kernels;
-                    let [f16, subgroups, timestamps, limits] = [true; 4];
-                    without = Without { f16, subgroups, timestamps, limits, fast_kernels }
+                    let [f16, subgroups, timestamps, coop, limits] = [true; 5];
+                    without = Without { f16, subgroups, timestamps, coop, limits, fast_kernels }
                 }
                 other => {
                     return Err(crate::Error::Usage(format!(
-                        "unknown feature \"{other}\"; one of f16, subgroups, timestamps, limits, fast-kernels, all"
+                        "unknown feature \"{other}\"; one of f16, subgroups, timestamps, coop, limits, fast-kernels, all"
                     )));
                 }
             }
@@ -71,6 +75,7 @@ impl Without {
             f16: self.f16 || other.f16,
             subgroups: self.subgroups || other.subgroups,
             timestamps: self.timestamps || other.timestamps,
+            coop: self.coop || other.coop,
             limits: self.limits || other.limits,
             fast_kernels: self.fast_kernels || other.fast_kernels,
         }
@@ -81,6 +86,7 @@ impl Without {
             ("f16", self.f16),
             ("subgroups", self.subgroups),
             ("timestamps", self.timestamps),
+            ("coop", self.coop),
             ("limits", self.limits),
             ("fast-kernels", self.fast_kernels),
         ];
@@ -104,7 +110,11 @@ impl Caps {
                         | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS,
                 ),
             int_dot: true,
-            coop_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            coop_edge: if without.coop || without.f16 || without.subgroups {
+                0
+            } else {
+                coop_edge(adapter, &limits)
+            },
             fast_kernels: !without.fast_kernels,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
@@ -116,6 +126,30 @@ impl Caps {
             uniform_align: limits.min_uniform_buffer_offset_alignment,
         }
     }
+}
+
+/// Workgroup memory of the largest tile of shaders/parts/coop.wgsl.
+pub const COOP_BYTES: u32 = 25_088;
+
+/// The largest square f16 matrix that a subgroup of a fixed size multiplies into f32: kernels give every subgroup its own part
+/// of a tile, so its size must be known. 0 where a tile of four subgroups does not fit a workgroup.
+fn coop_edge(adapter: &wgpu::Adapter, limits: &wgpu::Limits) -> u32 {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let info = adapter.get_info();
+    let offered = adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+    let known = info.subgroup_min_size == info.subgroup_max_size;
+    let room = limits.max_compute_workgroup_storage_size >= COOP_BYTES
+        && limits.max_compute_invocations_per_workgroup >= 4 * info.subgroup_max_size;
+    if !offered || !known || !room {
+        return 0;
+    }
+    let all = adapter.cooperative_matrix_properties();
+    let fits = |edge: &u32| {
+        all.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [*edge; 3] && p.ab_type == F16 && p.cr_type == F32
+        })
+    };
+    [16, 8].into_iter().find(fits).unwrap_or(0)
 }
 
 #[cfg(test)]

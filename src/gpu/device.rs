@@ -138,6 +138,8 @@ pub(super) struct Inner {
     pub(super) fault: Fault,
     pub(super) dummy: Buffer,
     pub(super) submissions: AtomicU64,
+    pub(super) dispatches: AtomicU64,
+    pub(super) host_nanoseconds: AtomicU64,
     pub(super) submitted: Mutex<std::collections::VecDeque<wgpu::SubmissionIndex>>,
     /// Held while a thread submits or waits.
     pub(super) turn: Mutex<()>,
@@ -168,6 +170,7 @@ impl Gpu {
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SHADER_F16, caps.f16);
         features.set(wgpu::Features::SUBGROUP, caps.subgroups);
+        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, caps.coop_edge > 0);
         let stamps =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
         features.set(stamps, caps.timestamps);
@@ -177,6 +180,12 @@ impl Gpu {
             label: Some("inknib"),
             required_features: features,
             required_limits: limits,
+            // SAFETY: kernels use cooperative matrices as their specification says: by whole subgroups, under uniform control
+            // flow, on memory that the tile covers. tests/ops and the op test hold them to the oracle.
+            experimental_features: match caps.coop_edge {
+                0 => wgpu::ExperimentalFeatures::disabled(),
+                _ => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            },
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&desc)).map_err(|e| {
@@ -188,7 +197,7 @@ impl Gpu {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
         let dummy = Buffer::new(&device, &ledger, "nothing", 256, usage)?;
         let (kernels, submitted) = (Cache::default(), Mutex::default());
-        let submissions = AtomicU64::new(0);
+        let (submissions, dispatches, host_nanoseconds) = Default::default();
         let inner = Inner {
             device,
             queue,
@@ -197,6 +206,8 @@ impl Gpu {
             fault,
             dummy,
             submissions,
+            dispatches,
+            host_nanoseconds,
             submitted,
             turn: Mutex::default(),
             summary,

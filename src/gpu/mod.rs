@@ -11,12 +11,12 @@ mod queue;
 mod spec;
 
 pub use buffer::{Buffer, Ledger, buffer_bytes, mib};
-pub use caps::{Caps, Without};
+pub use caps::{COOP_BYTES, Caps, Without};
 pub use device::{
     AdapterSummary, Gpu, GpuOptions, adapters, chosen, interrupt, interrupted, no_adapter,
     prepare_environment,
 };
 pub use kernel::Kernel;
 pub use link::{Linked, Target, link};
-pub use queue::{Bind, Command, PendingRead, Step, Timing};
-pub use spec::{Elem, Source, Spec, Value};
+pub use queue::{Bind, Command, PendingRead, Sent, Step, Timing};
+pub use spec::{Elem, Role, Source, Spec, Value};

@@ -1,6 +1,6 @@
 //! Prepared dispatches, submissions, waits that can be interrupted, and read-back.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -98,6 +98,34 @@ impl PendingRead {
     }
 }
 
+/// How much went to a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    pub submissions: u64,
+    pub dispatches: u64,
+    /// What the host took to record commands and, on a real GPU, to hand them over; a software adapter computes meanwhile.
+    pub host: Duration,
+}
+
+impl Sent {
+    /// What was sent after `before`.
+    pub fn since(self, before: Sent) -> Sent {
+        Sent {
+            submissions: self.submissions - before.submissions,
+            dispatches: self.dispatches - before.dispatches,
+            host: self.host - before.host,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Sent {
+    fn add_assign(&mut self, other: Sent) {
+        self.submissions += other.submissions;
+        self.dispatches += other.dispatches;
+        self.host += other.host;
+    }
+}
+
 /// Milliseconds of one step on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -171,12 +199,31 @@ impl Gpu {
         self.send(encoder).map(drop)
     }
 
-    /// Submissions since the device was opened.
-    pub fn submissions(&self) -> u64 {
-        self.inner.submissions.load(Ordering::Relaxed)
+    /// What was sent since the device was opened.
+    pub fn sent(&self) -> Sent {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Sent {
+            submissions: read(&self.inner.submissions),
+            dispatches: read(&self.inner.dispatches),
+            host: Duration::from_nanos(read(&self.inner.host_nanoseconds)),
+        }
     }
 
     fn encode(&self, commands: &[Command]) -> wgpu::CommandEncoder {
+        let start = Instant::now();
+        let encoder = self.write_down(commands);
+        let runs = commands.iter().filter(|command| matches!(command, Command::Run(_))).count();
+        self.inner.dispatches.fetch_add(runs as u64, Ordering::Relaxed);
+        self.count_host(start);
+        encoder
+    }
+
+    fn count_host(&self, since: Instant) {
+        let nanoseconds = since.elapsed().as_nanos() as u64;
+        self.inner.host_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    fn write_down(&self, commands: &[Command]) -> wgpu::CommandEncoder {
         let mut encoder = self.inner.device.create_command_encoder(&Default::default());
         let mut rest = commands;
         while let Some(command) = rest.first() {
@@ -206,7 +253,12 @@ impl Gpu {
     fn send(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         let index = {
             let _turn = self.turn();
-            self.inner.queue.submit([encoder.finish()])
+            let start = Instant::now();
+            let index = self.inner.queue.submit([encoder.finish()]);
+            if !self.caps().software {
+                self.count_host(start);
+            }
+            index
         };
         let count = self.inner.submissions.fetch_add(1, Ordering::Relaxed) + 1;
         if self.inner.fault.lose_after == Some(count) {

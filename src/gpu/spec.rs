@@ -90,6 +90,26 @@ pub enum Value {
     Type(Elem),
     /// `alias NAME = vec4<f16>;`
     Vec4(Elem),
+    /// `alias NAME = coop_mat16x16<f16, A>;`
+    Coop(Elem, u32, Role),
+}
+
+/// What a cooperative matrix is in a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Left,
+    Right,
+    Sum,
+}
+
+impl Role {
+    fn wgsl(self) -> &'static str {
+        match self {
+            Role::Left => "A",
+            Role::Right => "B",
+            Role::Sum => "C",
+        }
+    }
 }
 
 /// The values that specialise a [`Source`], and the parts joined to it.
@@ -129,13 +149,30 @@ impl Spec {
         self.head.push((name, Value::Vec4(elem)));
         self
     }
+    /// `alias NAME = coop_mat16x16<f16, A>;` or of edge 8, f32, B, C.
+    pub fn coop(mut self, name: &'static str, elem: Elem, edge: u32, role: Role) -> Spec {
+        self.head.push((name, Value::Coop(elem, edge, role)));
+        self
+    }
     /// Whether the kernel needs shader-f16.
     pub fn uses_f16(&self) -> bool {
-        self.head.iter().any(|(_, v)| matches!(v, Value::Type(Elem::F16) | Value::Vec4(Elem::F16)))
+        self.head.iter().any(|(_, v)| {
+            matches!(
+                v,
+                Value::Type(Elem::F16) | Value::Vec4(Elem::F16) | Value::Coop(Elem::F16, ..)
+            )
+        })
     }
     /// Whether the kernel needs subgroup operations.
     pub fn uses_subgroups(&self) -> bool {
-        let asks = |source: &Source| source.text().lines().any(|l| l.trim() == "enable subgroups;");
+        self.enables("enable subgroups;")
+    }
+    /// Whether the kernel needs cooperative matrices.
+    pub fn uses_coop(&self) -> bool {
+        self.enables("enable wgpu_cooperative_matrix;")
+    }
+    fn enables(&self, directive: &str) -> bool {
+        let asks = |source: &Source| source.text().lines().any(|l| l.trim() == directive);
         asks(&self.source) || self.parts.iter().any(asks)
     }
     /// Whether it is one of the reference kernels.
@@ -151,6 +188,9 @@ impl Spec {
                 Value::Bool(v) => writeln!(text, "const {name}: bool = {v};"),
                 Value::Type(e) => writeln!(text, "alias {name} = {};", e.wgsl()),
                 Value::Vec4(e) => writeln!(text, "alias {name} = vec4<{}>;", e.wgsl()),
+                Value::Coop(e, n, role) => {
+                    writeln!(text, "alias {name} = coop_mat{n}x{n}<{}, {}>;", e.wgsl(), role.wgsl())
+                }
             };
         }
         text
@@ -170,6 +210,7 @@ impl Spec {
                 Value::U32(v) => write!(text, " {name}={v}"),
                 Value::Bool(v) => write!(text, " {name}={v}"),
                 Value::Type(e) | Value::Vec4(e) => write!(text, " {name}={}", e.wgsl()),
+                Value::Coop(..) => Ok(()),
             };
         }
         text

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use half::f16;
 
-use super::lower::{Arg, Dispatch, Lower, Operand, Place};
+use super::lower::{Arg, Dispatch, Joint, Lower, Operand, Place};
 use super::plan::{Launch, Named, PlanOptions};
 use super::storage::{GUARD, GUARD_WORD, Region};
 use super::stream::{Placer, Stream};
@@ -22,7 +22,12 @@ pub(super) fn nodes(gpu: &Gpu, graph: &Graph) -> Result<Vec<Node>> {
     Ok(graph.nodes.borrow().clone())
 }
 
-pub(super) fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOptions) -> Vec<bool> {
+pub(super) fn live_nodes(
+    nodes: &mut [Node],
+    roots: &[usize],
+    options: &PlanOptions,
+    caps: &Caps,
+) -> Vec<bool> {
     let mut kept: HashSet<usize> = roots.iter().copied().collect();
     if options.no_fusion {
         let mut live = vec![false; nodes.len()];
@@ -39,7 +44,7 @@ pub(super) fn live_nodes(nodes: &mut [Node], roots: &[usize], options: &PlanOpti
     for id in roots {
         kept.insert(storage::root(nodes, *id));
     }
-    fuse::fuse(nodes, &kept)
+    fuse::fuse(nodes, &kept, options.kernels.on(caps).for_hardware(caps))
 }
 
 pub(super) struct Builder<'a> {
@@ -77,9 +82,13 @@ impl<'a> Builder<'a> {
     ) -> Result<(Vec<Dispatch>, Vec<usize>)> {
         let last = storage::last_uses(nodes, live, roots);
         let (mut dispatches, mut owners) = (Vec::new(), Vec::new());
+        // Nodes that an earlier one's launch computes.
+        let mut joined = HashSet::new();
         for (id, node) in nodes.iter().enumerate().filter(|(id, _)| live[*id]) {
             self.place(nodes, id)?;
-            if let Some(op) = &node.op {
+            if let Some(op) = node.op.as_ref().filter(|_| !joined.contains(&id)) {
+                let others = self.others(nodes, live, id);
+                let joints = self.joints(nodes, &others)?;
                 let inputs = node.inputs.iter().map(|i| self.operand(nodes, *i)).collect();
                 let output = self.operand(nodes, id);
                 let slots = &mut self.slots;
@@ -99,7 +108,11 @@ impl<'a> Builder<'a> {
                     scratch: &mut scratch,
                     dispatches: Vec::new(),
                 };
-                op.lower(&mut cx)?;
+                if !joints.is_empty() && op.lower_joint(&mut cx, &joints)? {
+                    joined.extend(others);
+                } else {
+                    op.lower(&mut cx)?;
+                }
                 owners.extend(cx.dispatches.iter().map(|_| id));
                 dispatches.append(&mut cx.dispatches);
                 taken.into_iter().for_each(|slot| self.slots.give_back(slot));
@@ -118,10 +131,52 @@ impl<'a> Builder<'a> {
         Ok((dispatches, owners))
     }
 
-    /// Finds memory for a node that needs its own.
+    /// Two later nodes that one launch may compute with node `id`, or none: they read the same first input and besides it
+    /// only what is there before any node runs, and nobody reads before them what they write into.
+    fn others(&self, nodes: &[Node], live: &[bool], id: usize) -> Vec<usize> {
+        let node = &nodes[id];
+        let (Some(op), Some(x)) = (&node.op, node.inputs.first()) else { return Vec::new() };
+        if !self.options.kernels.on(self.caps).for_hardware(self.caps) {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for (later, other) in nodes.iter().enumerate().skip(id + 1).filter(|(id, _)| live[*id]) {
+            let same = other.inputs.first() == Some(x);
+            let fits = same && other.op.as_ref().is_some_and(|other| op.joins(other.as_ref()));
+            let ready = || other.inputs[1..].iter().all(|input| nodes[*input].op.is_none());
+            let root = storage::root(nodes, later);
+            let reads = |node: &Node| node.inputs.iter().any(|i| storage::root(nodes, *i) == root);
+            let unread =
+                || !nodes[id..later].iter().zip(&live[id..]).any(|(n, live)| *live && reads(n));
+            if fits && ready() && unread() {
+                found.push(later);
+            }
+            if found.len() == 2 {
+                return found;
+            }
+        }
+        Vec::new()
+    }
+
+    fn joints(&mut self, nodes: &[Node], others: &[usize]) -> Result<Vec<Joint>> {
+        let mut joints = Vec::new();
+        for &other in others {
+            let node = &nodes[other];
+            let Some(op) = node.op.clone() else { continue };
+            for input in node.inputs.iter().chain([&other]) {
+                self.place(nodes, *input)?;
+            }
+            let inputs = node.inputs.iter().map(|i| self.operand(nodes, *i)).collect();
+            joints.push(Joint { op, inputs, output: self.operand(nodes, other) });
+        }
+        Ok(joints)
+    }
+
+    /// Finds memory for a node that needs its own and has none yet.
     fn place(&mut self, nodes: &[Node], id: usize) -> Result<()> {
         let node = &nodes[id];
-        if storage::root(nodes, id) != id {
+        let placed = self.leaves.contains_key(&id) || self.slots.of.contains_key(&id);
+        if storage::root(nodes, id) != id || placed {
             return Ok(());
         }
         let bytes = node.shape.len() as u64 * node.elem.bytes();

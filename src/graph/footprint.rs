@@ -45,7 +45,7 @@ impl Plan {
         let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
         let outputs = graph.outputs.borrow();
         let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
-        let live = live_nodes(&mut nodes, &roots, options);
+        let live = live_nodes(&mut nodes, &roots, options, gpu.caps());
         let nothing = gpu.buffer("nothing", 16)?;
         let mut builder = Builder::new(gpu, options, graph.act(), Some(nothing));
         let (dispatches, _) = builder.lower(&nodes, &live, &roots)?;
@@ -79,7 +79,7 @@ impl Plan {
     ) -> Result<Vec<(Spec, [u32; 3])>> {
         let mut nodes = nodes(gpu, graph)?;
         let roots: Vec<usize> = graph.outputs.borrow().iter().map(|(_, id)| *id).collect();
-        let live = live_nodes(&mut nodes, &roots, options);
+        let live = live_nodes(&mut nodes, &roots, options, caps);
         let mut builder = Builder::new(gpu, options, graph.act(), Some(gpu.buffer("nothing", 16)?));
         builder.caps = caps;
         let (dispatches, _) = builder.lower(&nodes, &live, &roots)?;

@@ -1,10 +1,12 @@
 //! From an op to dispatches: what an op sees when the plan asks it to lower itself.
 
+use std::rc::Rc;
+
 use bytemuck::Pod;
 
 use super::storage::Region;
 use super::weight::{Chunk, Vector, weight_part};
-use super::{Node, Shape};
+use super::{Node, Op, Shape};
 use crate::gpu::{Bind, Buffer, Caps, Elem, Spec, buffer_bytes};
 use crate::quant::Format;
 use crate::{Error, Result};
@@ -25,6 +27,14 @@ impl Kernels {
     /// Those that a device with these capabilities runs when it is asked for these.
     pub fn on(self, caps: &Caps) -> Kernels {
         if caps.fast_kernels { self } else { Kernels::Reference }
+    }
+    /// Whether they are those for a real GPU.
+    pub fn for_hardware(self, caps: &Caps) -> bool {
+        match self {
+            Kernels::Fast => !caps.software,
+            Kernels::Hardware => true,
+            Kernels::Reference => false,
+        }
     }
 }
 
@@ -92,6 +102,13 @@ impl From<Option<&Operand>> for Arg {
     }
 }
 
+/// Another op of the same first input, to be computed in one launch with it.
+pub struct Joint {
+    pub op: Rc<dyn Op>,
+    pub inputs: Vec<Operand>,
+    pub output: Operand,
+}
+
 /// One kernel launch.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
@@ -131,8 +148,12 @@ impl Dispatch {
         self
     }
     /// Binds a window of a weight and joins the part that decodes its format.
-    pub fn weight(mut self, chunk: &Chunk, format: Format) -> Dispatch {
-        self.spec = weight_part(self.spec, format);
+    pub fn weight(self, chunk: &Chunk, format: Format) -> Dispatch {
+        self.weight_as(chunk, |spec| weight_part(spec, format))
+    }
+    /// Binds a window of a weight and joins a part of the caller's that decodes it.
+    pub fn weight_as(mut self, chunk: &Chunk, join: impl FnOnce(Spec) -> Spec) -> Dispatch {
+        self.spec = join(self.spec);
         self.weight = Some(chunk.clone());
         self.weight_bytes = chunk.bytes();
         self

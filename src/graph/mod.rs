@@ -22,11 +22,11 @@ use std::panic::Location;
 use std::rc::Rc;
 
 pub use footprint::Footprint;
-pub use lower::{Arg, Dispatch, Kernels, Lower, MAX_TRIPS, Operand};
+pub use lower::{Arg, Dispatch, Joint, Kernels, Lower, MAX_TRIPS, Operand};
 pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use storage::Arena;
-pub use weight::{Chunk, Residence, Vector, Weight, WeightInfo, weight_part};
+pub use weight::{Chunk, Residence, Vector, Weight, WeightInfo, dot_part, weight_part};
 
 use crate::gpu::{Buffer, Elem};
 use crate::{Error, Result};
@@ -52,6 +52,22 @@ pub trait Op: fmt::Debug {
     fn absorb(&self, next: &dyn Op, slot: usize) -> Option<Rc<dyn Op>> {
         let _ = (next, slot);
         None
+    }
+    /// The op that computes this one and `next`, whose first input is this op's output of so many rows: for ops so cheap that
+    /// each of several consumers may compute them. Its inputs are this op's in place of the first of `next`.
+    fn fold(&self, next: &dyn Op, rows: usize) -> Option<Rc<dyn Op>> {
+        let _ = (next, rows);
+        None
+    }
+    /// Whether a kernel may compute this op and `other`, whose first input is the same, in one launch.
+    fn joins(&self, other: &dyn Op) -> bool {
+        let _ = other;
+        false
+    }
+    /// Emits one launch for this op and for two others that it joins; false where there is none for them here.
+    fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
+        let _ = (cx, others);
+        Ok(false)
     }
     fn as_any(&self) -> &dyn Any;
 }

@@ -88,7 +88,7 @@ impl Plan {
         let outputs = graph.outputs.borrow().clone();
         let taps = if options.taps { graph.taps.borrow().clone() } else { Vec::new() };
         let roots: Vec<usize> = outputs.iter().chain(&taps).map(|(_, id)| *id).collect();
-        let live = live_nodes(&mut nodes, &roots, options);
+        let live = live_nodes(&mut nodes, &roots, options, gpu.caps());
 
         let mut builder = Builder::new(gpu, options, graph.act(), None);
         let (dispatches, owners) = builder.lower(&nodes, &live, &roots)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::stream::Held;
-use crate::gpu::{Bind, Buffer, Gpu, Source, Spec};
+use crate::gpu::{Bind, Buffer, Gpu, Source, Spec, buffer_bytes};
 use crate::quant::{Format, Layout, Offset, Packed};
 use crate::source;
 use crate::{Error, Result};
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Where the bytes of a weight are.
 #[derive(Clone, Debug)]
 enum Memory {
-    Gpu(Buffer),
+    Gpu(Bind),
     /// On the host; a plan brings them to the GPU when it runs.
     Host(Held),
     /// Nowhere: so many bytes that can be planned with, never run with.
@@ -25,7 +25,7 @@ enum Memory {
 impl Memory {
     fn bytes(&self) -> u64 {
         match self {
-            Memory::Gpu(buffer) => buffer.bytes(),
+            Memory::Gpu(bind) => bind.bytes,
             Memory::Host(held) => held.len() as u64,
             Memory::Outline(bytes) => *bytes,
         }
@@ -137,6 +137,49 @@ impl Weight {
         Ok(Weight(Arc::new(Inner { name, format, layout, columns, chunks })))
     }
 
+    /// Weights that share their input, each as [`Weight::upload`] would have it, in memory side by side, so that one launch may
+    /// multiply with all of them ([`Chunk::beside`]). None where they do not fit one binding together or differ in form.
+    pub fn upload_beside(gpu: &Gpu, parts: &[(&str, &Packed)]) -> Result<Option<Vec<Weight>>> {
+        let [(_, first), ..] = parts else { return Ok(None) };
+        let alike = |p: &Packed| {
+            let (a, b) = (p.layout, first.layout);
+            (a.taps, a.channels) == (b.taps, b.channels)
+                && std::mem::discriminant(&p.format) == std::mem::discriminant(&first.format)
+                && p.columns.is_none()
+        };
+        let words = Side::of(parts.iter().map(|(_, p)| p.words.len() as u64 * 4));
+        let scales: Vec<Option<Vec<u8>>> = parts.iter().map(|(_, p)| scale_bytes(p)).collect();
+        let sizes = scales.iter().map(|bytes| bytes.as_ref().map_or(0, Vec::len) as u64);
+        let scale_side = Side::of(sizes);
+        if !parts.iter().all(|(_, p)| alike(p)) || words.bytes > gpu.caps().max_binding_bytes {
+            return Ok(None);
+        }
+        let word_buffer = gpu.buffer(parts[0].0, words.bytes)?;
+        let scale_buffer = match scale_side.bytes {
+            0 => None,
+            bytes => Some(gpu.buffer(parts[0].0, bytes)?),
+        };
+        let mut weights = Vec::with_capacity(parts.len());
+        for (i, (name, packed)) in parts.iter().enumerate() {
+            let put = |buffer: &Buffer, side: &Side, bytes: &[u8]| -> Result<Memory> {
+                gpu.write(buffer, side.offsets[i], bytes)?;
+                let (offset, bytes) = (side.offsets[i], buffer_bytes(bytes.len() as u64));
+                Ok(Memory::Gpu(Bind { buffer: buffer.clone(), offset, bytes }))
+            };
+            let scales = match (&scale_buffer, &scales[i]) {
+                (Some(buffer), Some(bytes)) => Some(put(buffer, &scale_side, bytes)?),
+                _ => None,
+            };
+            let words = put(&word_buffer, &words, bytemuck::cast_slice(&packed.words))?;
+            let info = upload_info(gpu, packed)?;
+            let chunk = Chunk { row0: 0, rows: packed.layout.rows, words, scales, info };
+            let (format, layout) = (packed.format, packed.layout);
+            let (name, columns, chunks) = (name.to_string(), None, vec![chunk]);
+            weights.push(Weight(Arc::new(Inner { name, format, layout, columns, chunks })));
+        }
+        Ok(Some(weights))
+    }
+
     /// A weight of this layout and format without its numbers.
     pub fn outline(gpu: &Gpu, layout: Layout, format: Format) -> Result<Weight> {
         let whole = format.bytes(&layout) as u64;
@@ -206,7 +249,70 @@ pub fn weight_part(spec: Spec, format: Format) -> Spec {
     }
 }
 
+const F32_DOT: Source = source!("parts/dot_f32.wgsl");
+const F16_DOT: Source = source!("parts/dot_f16.wgsl");
+const Q8_DOT: Source = source!("parts/dot_q8.wgsl");
+const Q4_DOT: Source = source!("parts/dot_q4.wgsl");
+const Q4Z_DOT: Source = source!("parts/dot_q4z.wgsl");
+
+/// Joins the part that multiplies thirty-two channels of a row in this format with x: `dot32(row, piece, x)`.
+pub fn dot_part(spec: Spec, format: Format) -> Spec {
+    match format {
+        Format::F32 => spec.part(F32_DOT),
+        Format::F16 => spec.part(F16_DOT),
+        Format::Q8 { group } => spec.part(Q8_DOT).u32("GROUP", group),
+        Format::Q4 { group, cubic, offset: Offset::None } => {
+            spec.part(Q4_DOT).u32("GROUP", group).flag("CUBIC", cubic != 0.0)
+        }
+        Format::Q4 { group, offset, .. } => {
+            spec.part(Q4Z_DOT).u32("GROUP", group).flag("OFFSET_MIN", offset == Offset::Min)
+        }
+    }
+}
+
+/// Where things lie one after another in a buffer, each from where any adapter may bind it.
+struct Side {
+    offsets: Vec<u64>,
+    bytes: u64,
+}
+
+impl Side {
+    fn of(sizes: impl Iterator<Item = u64>) -> Side {
+        let mut side = Side { offsets: Vec::new(), bytes: 0 };
+        for size in sizes {
+            side.offsets.push(side.bytes);
+            side.bytes += size.next_multiple_of(256);
+        }
+        side
+    }
+}
+
 impl Chunk {
+    /// Whether other windows lie in the same memory as this one: for each of them and for itself, where its words and its scales
+    /// begin there, in bytes.
+    pub fn beside<'a>(&self, all: impl Iterator<Item = &'a Chunk>) -> Option<Vec<[u64; 2]>> {
+        let place = |memory: &Memory, of: &Memory| match (memory, of) {
+            (Memory::Gpu(a), Memory::Gpu(b)) => a.buffer.same(&b.buffer).then_some(a.offset),
+            _ => None,
+        };
+        all.map(|chunk| {
+            let words = place(&chunk.words, &self.words)?;
+            match (&chunk.scales, &self.scales) {
+                (Some(a), Some(b)) => Some([words, place(a, b)?]),
+                (None, None) => Some([words, 0]),
+                _ => None,
+            }
+        })
+        .collect()
+    }
+    /// This window with all of the memory that others lie in beside it.
+    pub fn whole_side(&self) -> Chunk {
+        let whole = |memory: &Memory| match memory {
+            Memory::Gpu(bind) => Memory::Gpu(Bind::whole(&bind.buffer)),
+            other => other.clone(),
+        };
+        Chunk { words: whole(&self.words), scales: self.scales.as_ref().map(whole), ..self.clone() }
+    }
     /// Bytes of its numbers, wherever they are.
     pub fn bytes(&self) -> u64 {
         self.words.bytes() + self.scales.as_ref().map_or(0, Memory::bytes)
@@ -226,7 +332,7 @@ impl Chunk {
         let mut binds = vec![Some(Bind::whole(&self.info))];
         for memory in [Some(&self.words), self.scales.as_ref()].into_iter().flatten() {
             binds.push(Some(match memory {
-                Memory::Gpu(buffer) => Bind::whole(buffer),
+                Memory::Gpu(bind) => bind.clone(),
                 Memory::Host(held) => place(held)?,
                 Memory::Outline(_) => {
                     return Err(Error::Runtime("an outline of a weight cannot be run".into()));
@@ -246,11 +352,36 @@ fn chunk(
 ) -> Result<Chunk> {
     let put = |bytes: &[u8]| -> Result<Memory> {
         Ok(match residence {
-            Residence::Gpu => Memory::Gpu(gpu.upload(label, bytes)?),
+            Residence::Gpu => Memory::Gpu(Bind::whole(&gpu.upload(label, bytes)?)),
             Residence::Host => Memory::Host(Arc::new(bytes.to_vec())),
             Residence::Outline => Memory::Outline(bytes.len() as u64),
         })
     };
+    let info = upload_info(gpu, packed)?;
+    let words = put(bytemuck::cast_slice(&packed.words))?;
+    let scales = scale_bytes(packed).map(|bytes| put(&bytes)).transpose()?;
+    Ok(Chunk { row0, rows: packed.layout.rows, words, scales, info })
+}
+
+/// A vector of f32 on the GPU: biases and norm parameters.
+#[derive(Clone, Debug)]
+pub struct Vector {
+    pub buffer: Buffer,
+    pub len: usize,
+}
+
+impl Vector {
+    pub fn upload(gpu: &Gpu, label: &str, values: &[f32]) -> Result<Vector> {
+        Ok(Vector { buffer: gpu.upload(label, bytemuck::cast_slice(values))?, len: values.len() })
+    }
+    /// A vector without its numbers, to plan with.
+    pub fn outline(gpu: &Gpu, len: usize) -> Result<Vector> {
+        Ok(Vector { buffer: gpu.buffer("vector outline", 16)?, len })
+    }
+}
+
+/// What kernels know of a window besides its numbers.
+fn upload_info(gpu: &Gpu, packed: &Packed) -> Result<Buffer> {
     let layout = packed.layout;
     let (group, cubic) = match packed.format {
         Format::F32 | Format::F16 => (0, 0.0),
@@ -271,30 +402,18 @@ fn chunk(
     };
     let uniform = gpu.uniform("weight info", std::mem::size_of::<WeightInfo>() as u64)?;
     gpu.write(&uniform, 0, bytemuck::bytes_of(&info))?;
-    let words = put(bytemuck::cast_slice(&packed.words))?;
-    let scales = match (group, packed.format.offset()) {
-        (0, _) => None,
-        (_, Offset::None) => Some(put(bytemuck::cast_slice(&packed.scales))?),
+    Ok(uniform)
+}
+
+/// Scales as kernels read them; None for formats without.
+fn scale_bytes(packed: &Packed) -> Option<Vec<u8>> {
+    match packed.format {
+        Format::F32 | Format::F16 => None,
+        _ if packed.format.offset() == Offset::None => {
+            Some(bytemuck::cast_slice(&packed.scales).to_vec())
+        }
         // Side by side: one fetch, and no binding more than the symmetric forms have (a convolution
         // with everything fused is at the eight that are certain).
-        _ => Some(put(bytemuck::cast_slice(&packed.scale_offset_pairs()))?),
-    };
-    Ok(Chunk { row0, rows: layout.rows, words, scales, info: uniform })
-}
-
-/// A vector of f32 on the GPU: biases and norm parameters.
-#[derive(Clone, Debug)]
-pub struct Vector {
-    pub buffer: Buffer,
-    pub len: usize,
-}
-
-impl Vector {
-    pub fn upload(gpu: &Gpu, label: &str, values: &[f32]) -> Result<Vector> {
-        Ok(Vector { buffer: gpu.upload(label, bytemuck::cast_slice(values))?, len: values.len() })
-    }
-    /// A vector without its numbers, to plan with.
-    pub fn outline(gpu: &Gpu, len: usize) -> Result<Vector> {
-        Ok(Vector { buffer: gpu.buffer("vector outline", 16)?, len })
+        _ => Some(bytemuck::cast_slice(&packed.scale_offset_pairs()).to_vec()),
     }
 }

@@ -56,11 +56,10 @@ impl SelfAttention {
         let (k, bias) = (c.hidden_size, Bias::from(c.bias.qkv));
         let [q_proj, k_proj, v_proj] = match c.fused {
             true => ld.linears("qkv_proj", [width, kv_width, kv_width], k, bias)?,
-            false => [
-                ld.linear("q_proj", width, k, bias)?,
-                ld.linear("k_proj", kv_width, k, bias)?,
-                ld.linear("v_proj", kv_width, k, bias)?,
-            ],
+            false => {
+                let names = ["q_proj", "k_proj", "v_proj"];
+                ld.linears_beside(names, [width, kv_width, kv_width], k, bias)?
+            }
         };
         let (names, norm_widths) = match c.qk_norm {
             QkNorm::No => ([None, None], [width, kv_width]),

@@ -2,7 +2,7 @@
 //! are loaded, so that nets need not know.
 
 use super::{Bias, Linear, Loader};
-use crate::graph::Vector;
+use crate::graph::{Vector, Weight};
 use crate::quant::Packed;
 use crate::{Error, Result};
 
@@ -23,6 +23,60 @@ impl Loader<'_> {
         let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
         let packed = shared.store.pack_as(&path, &[total, k], &spec, keep)?;
         at.take_apart(&path, &packed, rows, bias)
+    }
+
+    /// Layers that share their input, each with tensors of its own, in memory side by side where that is possible, so that one
+    /// launch may compute all of them ([`Weight::upload_beside`]).
+    pub fn linears_beside<const L: usize>(
+        &self,
+        names: [&str; L],
+        rows: [usize; L],
+        k: usize,
+        bias: Bias,
+    ) -> Result<[Linear; L]> {
+        let weights = match self.alone() {
+            true => self.weights_beside(names, rows, k)?,
+            false => None,
+        };
+        let mut layers = Vec::with_capacity(L);
+        for (i, (name, n)) in names.into_iter().zip(rows).enumerate() {
+            let at = self.pp(name);
+            let weight = match &weights {
+                Some(weights) => weights[i].clone(),
+                None => at.weight("weight", &[n, k])?,
+            };
+            layers.push(Linear { weight, bias: at.bias(n, bias)?, branch: at.branch([n, 1, k])? });
+        }
+        // One layer was pushed for each name.
+        layers
+            .try_into()
+            .map_err(|_| Error::Runtime(format!("{}: {L} layers expected", self.path())))
+    }
+
+    fn weights_beside<const L: usize>(
+        &self,
+        names: [&str; L],
+        rows: [usize; L],
+        k: usize,
+    ) -> Result<Option<Vec<Weight>>> {
+        let shared = &self.shared;
+        let mut parts = Vec::with_capacity(L);
+        for (name, n) in names.into_iter().zip(rows) {
+            let path = self.pp(name).name("weight");
+            let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
+            let packed = shared.store.pack_as(&path, &[n, k], &spec, keep)?;
+            parts.push((path, packed));
+        }
+        let named: Vec<(&str, &Packed)> =
+            parts.iter().map(|(path, p)| (path.as_str(), p)).collect();
+        let Some(weights) = Weight::upload_beside(shared.gpu, &named)? else {
+            let each = parts.into_iter().map(|(path, packed)| self.upload(path, &packed));
+            return each.collect::<Result<Vec<_>>>().map(Some);
+        };
+        for (weight, (path, packed)) in weights.iter().zip(parts) {
+            self.note_weight(path, weight, packed.sqnr_db)?;
+        }
+        Ok(Some(weights))
     }
 
     /// As [`Loader::linears`] from transformers' `Conv1D`, which keeps its weight as `[k, Σ rows]`

@@ -178,6 +178,24 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Whether weights go straight from the checkpoint to the GPU: no cache, no outline, no limit.
+    pub(super) fn alone(&self) -> bool {
+        let shared = &self.shared;
+        self.cached.is_none() && !shared.outline.get() && shared.room.get() == u64::MAX
+    }
+
+    /// Counts a weight that lies on the GPU.
+    pub(super) fn note_weight(
+        &self,
+        path: String,
+        weight: &Weight,
+        sqnr_db: Option<f64>,
+    ) -> Result<()> {
+        let (format, elements, bytes) = (weight.format(), weight.elements(), weight.bytes());
+        let residence = Residence::Gpu;
+        self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })
+    }
+
     fn upload_outline(&self, path: String, layout: Layout, format: Format) -> Result<Weight> {
         let weight = Weight::outline(self.shared.gpu, layout, format)?;
         let (elements, bytes) = (weight.elements(), weight.bytes());

@@ -1,16 +1,18 @@
-//! Kernels that do one thing as fast as the device can: copy, multiply and add, multiply bytes. What other
+//! Kernels that do one thing as fast as the device can: copy, multiply and add, multiply bytes, multiply matrices. What other
 //! kernels reach is held against them. Not ops of a graph: nobody needs their results.
 
 use std::time::Instant;
 
 use super::OpInfo;
-use crate::gpu::{Bind, Buffer, Command, Elem, Gpu, Source, Spec, Step};
+use super::matmul::coop::Coop;
+use crate::gpu::{Bind, Buffer, Caps, Command, Elem, Gpu, Source, Spec, Step};
 use crate::graph::{Kernels, MAX_TRIPS};
 use crate::{Error, Result, params, source};
 
 const COPY: Source = source!("ceiling_copy.wgsl");
 const FMA: Source = source!("ceiling_fma.wgsl");
 const DOT: Source = source!("ceiling_dot.wgsl");
+const COOP: Source = source!("ceiling_coop.wgsl");
 const REFERENCE: Source = source!("reference/ceiling.wgsl");
 
 /// Invocations of a workgroup.
@@ -18,6 +20,8 @@ pub const LANES: u32 = 64;
 /// Steps of a chain that one trip writes out.
 const FMA_STEPS: u32 = 16;
 const DOT_STEPS: u32 = 4;
+/// Chains of a subgroup.
+const CHAINS: u32 = 8;
 
 params! {
     pub struct Params {
@@ -37,13 +41,23 @@ pub enum Kind {
     Fma(Elem),
     /// Multiplies four signed bytes of a word with four of another and adds them up.
     Dot,
+    /// Multiplies f16 matrices of this edge and adds the product to one in f32, each by a subgroup of so many invocations.
+    Coop { edge: u32, subgroup: u32 },
+}
+
+impl Kind {
+    /// As the device does it, if it can.
+    pub fn coop(caps: &Caps) -> Option<Kind> {
+        (caps.coop_edge > 0)
+            .then_some(Kind::Coop { edge: caps.coop_edge, subgroup: caps.subgroup_max })
+    }
 }
 
 /// How much, and with which numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     pub kind: Kind,
-    /// Cells of 16 bytes that are copied, or invocations that compute.
+    /// Cells of 16 bytes that are copied, invocations that compute, or subgroups of [`Kind::Coop`].
     pub count: u32,
     /// Iterations of each invocation's loop; at most [`MAX_TRIPS`] (in the reference, of all its loops).
     pub trips: u32,
@@ -58,7 +72,11 @@ impl Work {
     pub fn new(kind: Kind, count: u32, trips: u32) -> Work {
         let one = 1.0f32.to_bits();
         let mul = if kind == Kind::Dot { 0x0302_ff01 } else { one };
-        Work { kind, count, trips, mul, add: one }
+        let add = match kind {
+            Kind::Coop { edge, .. } => (1.0 / edge as f32).to_bits(),
+            _ => one,
+        };
+        Work { kind, count, trips, mul, add }
     }
     /// Bytes read and written, or operations: two of a multiplication with an addition, eight of a product of four
     /// bytes that is added to a sum.
@@ -68,11 +86,18 @@ impl Work {
             Kind::Copy => 32.0 * count,
             Kind::Fma(_) => count * trips * f64::from(FMA_STEPS) * 12.0 * 2.0,
             Kind::Dot => count * trips * f64::from(DOT_STEPS) * 8.0 * 8.0,
+            Kind::Coop { edge, .. } => {
+                count * trips * f64::from(CHAINS) * 2.0 * f64::from(edge).powi(3)
+            }
         }
     }
     /// Words of the result.
     fn words(&self) -> u32 {
-        if self.kind == Kind::Dot { self.count } else { 4 * self.count }
+        match self.kind {
+            Kind::Dot => self.count,
+            Kind::Coop { edge, .. } => self.count * edge * edge,
+            Kind::Copy | Kind::Fma(_) => 4 * self.count,
+        }
     }
 }
 
@@ -87,17 +112,21 @@ pub struct Ready {
 
 fn spec(kernels: Kernels, kind: Kind) -> Spec {
     if kernels == Kernels::Reference {
-        let (number, elem) = match kind {
-            Kind::Copy => (0, Elem::F32),
-            Kind::Fma(elem) => (1, elem),
-            Kind::Dot => (2, Elem::F32),
+        let (number, elem, edge) = match kind {
+            Kind::Copy => (0, Elem::F32, 0),
+            Kind::Fma(elem) => (1, elem, 0),
+            Kind::Dot => (2, Elem::F32, 0),
+            Kind::Coop { edge, .. } => (3, Elem::F32, edge),
         };
-        return Spec::new(REFERENCE).u32("KIND", number).alias("T", elem);
+        return Spec::new(REFERENCE).u32("KIND", number).u32("EDGE", edge).alias("T", elem);
     }
     match kind {
         Kind::Copy => Spec::new(COPY),
         Kind::Fma(elem) => Spec::new(FMA).alias4("V", elem),
         Kind::Dot => Spec::new(DOT),
+        Kind::Coop { edge, subgroup } => {
+            Coop::matrices(Spec::new(COOP), edge).u32("WG_X", subgroup)
+        }
     }
 }
 
@@ -129,8 +158,11 @@ pub fn prepare(gpu: &Gpu, kernels: Kernels, work: Work) -> Result<Ready> {
         binds.push(x.as_ref().map(Bind::whole));
     }
     binds.push(Some(Bind::whole(&y)));
-    let each =
-        if work.kind == Kind::Copy && !reference { LANES * work.trips.max(1) } else { LANES };
+    let each = match work.kind {
+        Kind::Copy if !reference => LANES * work.trips.max(1),
+        Kind::Coop { .. } if !reference => 1,
+        _ => LANES,
+    };
     let step = gpu.bind(&kernel, &[binds], [count.div_ceil(each).max(1), 1, 1])?;
     Ok(Ready { gpu: gpu.clone(), step, x, y })
 }
@@ -191,6 +223,10 @@ pub fn oracle(work: Work, words: u32) -> Vec<u32> {
             let sum: f64 = (0..3).map(|j| affine(i / 4 % 8 + 4 * j + i % 4)).sum();
             (sum as f32).to_bits()
         }
+        Kind::Coop { edge, .. } => {
+            let steps = (0..CHAINS).sum::<u32>() + CHAINS * work.trips;
+            (mul * add * edge as f32 * steps as f32).to_bits()
+        }
         Kind::Dot => (0..8u32).fold(0, |sum: u32, j| {
             let first = 0x0103_0507u32.wrapping_mul(i % 8 + 1);
             sum.wrapping_add(dot(first.wrapping_add(0x1121_3141u32.wrapping_mul(j))))
@@ -201,7 +237,8 @@ pub fn oracle(work: Work, words: u32) -> Vec<u32> {
 
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
-    let kinds = [Kind::Copy, Kind::Fma(Elem::F32), Kind::Fma(Elem::F16), Kind::Dot];
+    let coop = Kind::Coop { edge: 16, subgroup: 32 };
+    let kinds = [Kind::Copy, Kind::Fma(Elem::F32), Kind::Fma(Elem::F16), Kind::Dot, coop];
     let specs = [Kernels::Fast, Kernels::Reference]
         .into_iter()
         .flat_map(|kernels| kinds.map(|kind| spec(kernels, kind)))

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::channels::AddChannels;
 use super::concat::Concat;
+use super::matmul::coop::Coop;
 use super::matmul::{
     EPILOGUE_TRIPS, LANES_COLUMNS, TILE64, lanes_trips, linear, rows_per_dispatch,
 };
@@ -21,6 +22,7 @@ use crate::{Result, params, source};
 const TILE: Source = source!("conv2d.wgsl");
 const LANES: Source = source!("conv2d_lanes.wgsl");
 const TILED: Source = source!("conv2d_tiled.wgsl");
+const COOP: Source = source!("conv2d_coop.wgsl");
 const REFERENCE: Source = source!("reference/conv2d.wgsl");
 const GATHER: Source = source!("parts/conv_gather.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
@@ -206,7 +208,7 @@ impl Op for Conv2d {
             .into_iter()
             .flatten()
             .all(|x| x.shape.last().is_multiple_of(8));
-        let variant = self.variant(cx, vec8);
+        let variant = self.variant(cx, bound.x.elem, vec8);
         for chunk in self.weight.chunks() {
             let pixels = cx.output().shape.rows();
             let cost = 2 * self.weight.taps() * self.weight.channels() * chunk.rows;
@@ -234,11 +236,14 @@ struct Bound {
 }
 
 impl Conv2d {
-    fn variant(&self, cx: &Lower<'_>, vec8: bool) -> Variant {
+    fn variant(&self, cx: &Lower<'_>, x: Elem, vec8: bool) -> Variant {
         let (tiled, lanes) = (Variant::Tiled { vec8 }, Variant::Lanes { vec8 });
+        let coop = Coop::fit(cx, x, cx.output().shape.rows(), self.weight.rows());
+        let coop = coop.map(|coop| Variant::Coop { coop, vec8 });
         match () {
             () if cx.reference() => Variant::Reference,
             () if self.fits_lanes(cx, lanes) => lanes,
+            () if coop.is_some_and(|v| self.trips(v) as u64 <= MAX_TRIPS) => coop.unwrap_or(tiled),
             () if cx.software() || self.trips(tiled) as u64 > MAX_TRIPS => Variant::Tile { vec8 },
             () => tiled,
         }
@@ -258,6 +263,9 @@ impl Conv2d {
             Variant::Tile { .. } => taps * (1 + blocks) + EPILOGUE_TRIPS,
             Variant::Lanes { .. } => taps * (1 + lanes_trips(blocks)),
             Variant::Tiled { .. } => taps * (1 + blocks.div_ceil(2) * 9) + EPILOGUE_TRIPS,
+            Variant::Coop { coop, .. } => {
+                taps * (coop.find_trips() + coop.trips(blocks)) + coop.epilogue_trips()
+            }
         }
     }
 
@@ -343,12 +351,23 @@ enum Variant {
     Tiled {
         vec8: bool,
     },
+    /// A workgroup of four subgroups that multiply matrices.
+    Coop {
+        coop: Coop,
+        vec8: bool,
+    },
 }
 
 /// Invocations of one workgroup.
 const WORKGROUP: u32 = 64;
 
 impl Variant {
+    fn workgroup(self) -> u32 {
+        match self {
+            Variant::Coop { coop, .. } => coop.workgroup(),
+            _ => WORKGROUP,
+        }
+    }
     /// Pixels and channels that one item computes, and items of a workgroup.
     fn shape(self) -> ((usize, usize), usize) {
         match self {
@@ -356,6 +375,7 @@ impl Variant {
             Variant::Tile { .. } => ((8, 8), WORKGROUP as usize),
             Variant::Lanes { .. } => ((16, 64), 1),
             Variant::Tiled { .. } => ((64, 64), 1),
+            Variant::Coop { coop, .. } => ((coop.tile(), coop.tile()), 1),
         }
     }
 }
@@ -376,6 +396,7 @@ fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
         Variant::Tile { vec8 } => (Spec::new(TILE).part(GATHER), vec8),
         Variant::Lanes { vec8 } => (Spec::new(LANES).part(GATHER), vec8),
         Variant::Tiled { vec8 } => (Spec::new(TILED).part(TILE64).part(GATHER), vec8),
+        Variant::Coop { coop, vec8 } => (coop.join(Spec::new(COOP)).part(GATHER), vec8),
     };
     let spec = match (form.two, vec8) {
         (false, true) => spec.part(ONE_VEC).alias4("xload", x),
@@ -389,7 +410,7 @@ fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
     };
     spec.part(ACTIVATION)
         .alias("act", act)
-        .u32("WG_X", WORKGROUP)
+        .u32("WG_X", variant.workgroup())
         .u32("ACT", form.act as u32)
         .flag("BIAS", form.bias)
         .flag("RESIDUAL", form.residual)
@@ -403,7 +424,12 @@ pub(crate) fn info() -> Vec<OpInfo> {
     for x in ACTS {
         let tiles = [true, false]
             .map(|vec8| [Variant::Tile { vec8 }, Variant::Lanes { vec8 }, Variant::Tiled { vec8 }]);
-        for variant in [Variant::Reference].into_iter().chain(tiles.into_iter().flatten()) {
+        let coops = [true, false]
+            .into_iter()
+            .flat_map(|vec8| Coop::all().map(move |coop| Variant::Coop { coop, vec8 }))
+            .filter(|_| x == Elem::F16);
+        let tiles = tiles.into_iter().flatten().chain(coops);
+        for variant in [Variant::Reference].into_iter().chain(tiles) {
             specs.extend(formats().into_iter().map(|f| weight_part(spec(variant, x, x, one), f)));
             for form in [Form { two: true, ..one }, Form { table: Some(x), ..one }] {
                 specs.push(weight_part(spec(variant, x, x, form), int4));

@@ -53,7 +53,17 @@ pub fn q8_heads(words: usize, width: usize) -> Option<usize> {
 
 /// Inputs: cache `[B, context, C]`, x `[B, S, C]`, start u32 `[1]`. The output is the cache itself.
 #[derive(Clone, Copy, Debug)]
-struct KvWrite;
+pub(super) struct KvWrite {
+    /// Whether what makes x may write it itself: one item of floats.
+    plain: bool,
+}
+
+impl KvWrite {
+    /// Whether an op that makes input `slot` can write its rows into the cache itself.
+    pub(super) fn takes_rows(self, slot: usize) -> bool {
+        self.plain && slot == 1
+    }
+}
 
 /// Writes x `[B, S, C]` into rows `start .. start + S` of cache `[B, context, C]`, in place, and returns the
 /// cache. Rows beyond the context are dropped. A cache of u32 `[1, context, `[`q8_words`]`]` keeps eight bits.
@@ -74,7 +84,8 @@ pub fn kv_write<'g>(cache: Var<'g>, x: Var<'g>, start: Var<'g>) -> Var<'g> {
     } else {
         Ok(sc)
     };
-    cache.graph().record(KvWrite, &[cache, x, start], fits, cache.elem())
+    let plain = cache.elem() != Elem::U32 && cache.dim(0) == 1;
+    cache.graph().record(KvWrite { plain }, &[cache, x, start], fits, cache.elem())
 }
 
 impl Op for KvWrite {

@@ -1,15 +1,25 @@
-//! Matrix multiplication with a packed weight: `y = activation(x · wᵀ + bias) + residual`.
+//! Matrix multiplication with a packed weight: `y = activation(x · wᵀ + bias) + residual`, or times it, or into a cache.
+
+pub(super) mod coop;
+pub mod joint;
+mod pieces;
 
 use std::any::Any;
 use std::rc::Rc;
 
+use coop::Coop;
+use pieces::{Pieces, load_pieces};
+
 use super::gather::gather;
+use super::kv_cache::KvWrite;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::{ACTS, OpInfo, formats};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{
-    Arg, Chunk, Dispatch, Lower, MAX_TRIPS, Op, Operand, Var, Vector, Weight, weight_part,
+    Arg, Chunk, Dispatch, Joint, Lower, MAX_TRIPS, Op, Operand, Var, Vector, Weight, dot_part,
+    weight_part,
 };
+use crate::quant::Format;
 use crate::{Result, params, source};
 
 const TILE: Source = source!("matmul.wgsl");
@@ -17,17 +27,19 @@ const LANES: Source = source!("matmul_lanes.wgsl");
 const TILED: Source = source!("matmul_tiled.wgsl");
 /// The workgroup's part of a tiled product, here and in conv2d.
 pub(super) const TILE64: Source = source!("parts/tile64.wgsl");
+const COOP: Source = source!("matmul_coop.wgsl");
 const VEC: Source = source!("matmul_vec.wgsl");
 const VEC_LANES: Source = source!("matmul_vec_lanes.wgsl");
 const REFERENCE: Source = source!("reference/matmul.wgsl");
+/// What becomes of a product, in all but the reference.
+const OUT: Source = source!("parts/matmul_out.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
-const X_VEC: Source = source!("parts/x_vec.wgsl");
-const X_SCALAR: Source = source!("parts/x_scalar.wgsl");
-const REDUCE_ONE: Source = source!("parts/reduce_one.wgsl");
-const REDUCE_WORKGROUP: Source = source!("parts/reduce_workgroup.wgsl");
+pub(super) const X_VEC: Source = source!("parts/x_vec.wgsl");
+pub(super) const X_SCALAR: Source = source!("parts/x_scalar.wgsl");
+const PIECES: Source = source!("matmul_pieces.wgsl");
 
 /// Rows of x up to which one output per group of lanes beats a register tile.
-const VEC_ROWS: usize = 4;
+pub(super) const VEC_ROWS: usize = 4;
 
 params! {
     pub struct Params {
@@ -38,18 +50,32 @@ params! {
         pub n_total: u32,
         pub blocks: u32,
         pub m0: u32,
-        pub pad0: u32,
+        pub context: u32,
     }
 }
 
-/// Inputs: x `[.., K]`, and the residual `[.., N]` if there is one.
+/// What else goes into the result, stored as activations are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tail {
+    None,
+    /// A residual `[.., N]`.
+    Add,
+    /// The other half of a gated unit, `[.., N]`.
+    Multiply,
+}
+
+/// Inputs: x `[.., K]`; the tail `[.., N]` if there is one; of a product that goes into a cache, the cache `[1, context, N]`
+/// and u32 `[1]`, its first row there.
 #[derive(Clone, Debug)]
 pub struct Matmul {
-    weight: Weight,
-    bias: Option<Vector>,
-    act: Act,
-    residual: bool,
-    out: Option<Elem>,
+    pub(super) weight: Weight,
+    pub(super) bias: Option<Vector>,
+    pub(super) act: Act,
+    pub(super) tail: Tail,
+    pub(super) into_cache: bool,
+    /// An RMS norm of x that is computed on the way: its scale and ε.
+    pub(super) norm: Option<(Vector, f32)>,
+    pub(super) out: Option<Elem>,
 }
 
 /// `x · wᵀ + bias`: `[.., K]` by a weight of N rows and K channels gives `[.., N]`. Where the weight's
@@ -83,7 +109,9 @@ fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<El
         weight: weight.clone(),
         bias: bias.cloned(),
         act: Act::None,
-        residual: false,
+        tail: Tail::None,
+        into_cache: false,
+        norm: None,
         out,
     };
     let x = match (&fits, weight.columns()) {
@@ -98,6 +126,14 @@ impl Matmul {
     pub fn weight(&self) -> &Weight {
         &self.weight
     }
+    /// Behind an RMS norm that it computes itself, if its kernel for a real GPU can: of few rows of x each launch has it as a
+    /// by-product.
+    pub(super) fn with_norm(&self, gamma: &Vector, eps: f32, rows: usize) -> Option<Matmul> {
+        let k = self.weight.channels();
+        let fits = rows <= VEC_ROWS && whole_groups(self.weight.format(), k) && gamma.len == k;
+        let norm = Some((gamma.clone(), eps));
+        (fits && self.norm.is_none()).then(|| Matmul { norm, ..self.clone() })
+    }
 }
 
 impl Op for Matmul {
@@ -107,25 +143,44 @@ impl Op for Matmul {
     fn as_any(&self) -> &dyn Any {
         self
     }
-    fn absorb(&self, next: &dyn Op, _slot: usize) -> Option<Rc<dyn Op>> {
-        if self.residual || self.out.is_some() {
+    fn in_place(&self) -> Option<usize> {
+        self.into_cache.then_some(1)
+    }
+    fn joins(&self, other: &dyn Op) -> bool {
+        other.as_any().downcast_ref::<Matmul>().is_some_and(|other| joint::may_join(self, other))
+    }
+    fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
+        joint::lower(cx, self, others)
+    }
+    fn absorb(&self, next: &dyn Op, slot: usize) -> Option<Rc<dyn Op>> {
+        if self.tail != Tail::None || self.into_cache || self.out.is_some() {
             return None;
         }
-        let next = next.as_any();
-        if let Some(unary) = next.downcast_ref::<Unary>().filter(|_| self.act == Act::None) {
-            return Some(Rc::new(Matmul { act: unary.act, ..self.clone() }));
+        let (next, plain) = (next.as_any(), self.act == Act::None);
+        let fused = |act, tail, into_cache| {
+            Some(Rc::new(Matmul { act, tail, into_cache, ..self.clone() }) as Rc<dyn Op>)
+        };
+        if let Some(unary) = next.downcast_ref::<Unary>().filter(|_| plain) {
+            return fused(unary.act, Tail::None, false);
         }
-        let add = next
-            .downcast_ref::<Binary>()
-            .is_some_and(|b| b.kind == BinaryKind::Add && !b.broadcast);
-        add.then(|| Rc::new(Matmul { residual: true, ..self.clone() }) as Rc<dyn Op>)
+        if next.downcast_ref::<KvWrite>().is_some_and(|write| write.takes_rows(slot)) {
+            return fused(self.act, Tail::None, true);
+        }
+        match next.downcast_ref::<Binary>().filter(|b| !b.broadcast)?.kind {
+            BinaryKind::Add => fused(self.act, Tail::Add, false),
+            BinaryKind::Gate(act) if plain && slot == 0 => fused(act, Tail::Multiply, false),
+            _ => None,
+        }
     }
 
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let x = cx.input(0)?;
         let (m, k) = (x.shape.rows(), x.shape.last());
-        let variant = variant(cx, m, k, self.weight.rows());
-        let window = cx.window_rows(m, cx.inputs().iter().chain([cx.output()]));
+        let variant = variant(cx, x.elem, self.weight.format(), (m, k, self.weight.rows()));
+        let window = match self.into_cache {
+            true => m.max(1),
+            false => cx.window_rows(m, cx.inputs().iter().chain([cx.output()])),
+        };
         for chunk in self.weight.chunks() {
             let step = rows_per_dispatch(cx, 2 * chunk.rows * k);
             for first in (0..m).step_by(window) {
@@ -169,7 +224,7 @@ impl Matmul {
             n_total: self.weight.rows() as u32,
             blocks: blocks as u32,
             m0: (m0 - first) as u32,
-            ..Default::default()
+            context: if self.into_cache { cx.output().shape.rows() as u32 } else { 0 },
         };
         let form = Form {
             x: x.elem,
@@ -177,7 +232,9 @@ impl Matmul {
             out: self.out.unwrap_or(cx.act),
             activation: self.act,
             bias: self.bias.is_some(),
-            residual: self.residual,
+            tail: self.tail,
+            into_cache: self.into_cache,
+            eps: self.norm.as_ref().map(|(_, eps)| eps.to_bits()),
         };
         let whole = (first, end) == (0, x.shape.rows());
         let bind = |operand: &Operand| match whole {
@@ -187,18 +244,30 @@ impl Matmul {
         let dispatch = Dispatch::new(spec(variant, form), &p)
             .arg(bind(x))
             .arg(self.bias.as_ref())
-            .arg(cx.inputs().get(1).filter(|_| self.residual).map_or(Arg::Nothing, bind))
+            .arg(cx.inputs().get(1).filter(|_| self.tail != Tail::None).map_or(Arg::Nothing, bind))
             .arg(bind(cx.output()))
-            .weight(chunk, self.weight.format())
+            .arg(cx.inputs().get(2).filter(|_| self.into_cache));
+        let dispatch = match (variant, &self.norm) {
+            (Variant::Pieces(_), norm) => dispatch.arg(norm.as_ref().map(|(gamma, _)| gamma)),
+            _ => dispatch,
+        };
+        let dispatch = dispatch
+            .weight_as(chunk, |spec| match variant {
+                Variant::Pieces(_) | Variant::VecLanes { .. } => {
+                    dot_part(spec, self.weight.format())
+                }
+                _ => weight_part(spec, self.weight.format()),
+            })
             .flops(2 * (m - m0) * n * k);
         let m = m - m0;
         Ok(match variant {
             Variant::Reference => dispatch.linear(m * n, 64).trips(k),
-            Variant::Vec { lanes, .. } => {
-                let mut d = dispatch.linear(n, (VEC_WG / lanes) as usize);
+            Variant::Vec { .. } => {
+                let mut d = dispatch.linear(n, VEC_WG as usize);
                 d.groups[2] = m as u32;
-                d.trips(blocks.div_ceil(lanes as usize) + 8)
+                d.trips(blocks)
             }
+            Variant::Pieces(pieces) => pieces.launch(dispatch, m, n, k),
             Variant::VecLanes { .. } => {
                 let mut d = dispatch.linear(n, VEC_LANES_ROWS);
                 d.groups[2] = m as u32;
@@ -214,11 +283,16 @@ impl Matmul {
             Variant::Tiled { .. } => {
                 dispatch.groups(n.div_ceil(64), m.div_ceil(64), 1).trips(tiled_trips(blocks))
             }
+            Variant::Coop { coop, .. } => {
+                let tile = coop.tile();
+                let trips = coop.trips(blocks) + coop.epilogue_trips();
+                dispatch.groups(n.div_ceil(tile), m.div_ceil(tile), 1).trips(trips)
+            }
         })
     }
 }
 
-const VEC_WG: u32 = 64;
+pub(super) const VEC_WG: u32 = 64;
 /// Rows of w of one workgroup of [`Variant::VecLanes`].
 const VEC_LANES_ROWS: usize = 16;
 /// Iterations of the loops that store a tile of 8 by 8.
@@ -227,11 +301,11 @@ pub(super) const EPILOGUE_TRIPS: usize = 72;
 #[derive(Clone, Copy, Debug)]
 enum Variant {
     Reference,
-    /// Few rows of x: `lanes` invocations for each output.
+    /// Few rows of x: an invocation for each output.
     Vec {
-        lanes: u32,
         vec8: bool,
     },
+    Pieces(Pieces),
     /// Few rows of x: two outputs for each of eight lanes, which share x by broadcast.
     VecLanes {
         vec8: bool,
@@ -247,6 +321,11 @@ enum Variant {
     },
     /// 64 rows by 64 columns in a workgroup that shares what it has fetched.
     Tiled {
+        vec8: bool,
+    },
+    /// A workgroup of four subgroups that multiply matrices.
+    Coop {
+        coop: Coop,
         vec8: bool,
     },
 }
@@ -266,25 +345,40 @@ fn tiled_trips(blocks: usize) -> usize {
     blocks.div_ceil(2) * 9 + EPILOGUE_TRIPS
 }
 
-fn variant(cx: &Lower<'_>, m: usize, k: usize, n: usize) -> Variant {
+fn variant(cx: &Lower<'_>, x: Elem, format: Format, (m, k, n): (usize, usize, usize)) -> Variant {
     let (blocks, vec8) = (k.div_ceil(8), k.is_multiple_of(8));
     if cx.reference() {
         return Variant::Reference;
     }
-    if m <= VEC_ROWS && cx.eight_lanes() && n >= VEC_LANES_ROWS {
-        return Variant::VecLanes { vec8 };
-    }
     if m <= VEC_ROWS {
-        let lanes = if cx.software() { 1 } else { 32.min(blocks.next_power_of_two() as u32) };
-        return Variant::Vec { lanes, vec8 };
+        return match whole_groups(format, k) {
+            true if cx.eight_lanes() && n >= VEC_LANES_ROWS => Variant::VecLanes { vec8 },
+            true => Pieces::fit(cx, m, k, n).map_or(Variant::Vec { vec8 }, Variant::Pieces),
+            false => Variant::Vec { vec8 },
+        };
     }
     if cx.eight_lanes() && n >= LANES_COLUMNS && lanes_trips(blocks) as u64 <= MAX_TRIPS {
         return Variant::Lanes { tall: m > 8, vec8 };
+    }
+    if let Some(coop) = Coop::fit(cx, x, m, n)
+        && (coop.trips(blocks) + coop.epilogue_trips()) as u64 <= MAX_TRIPS
+    {
+        return Variant::Coop { coop, vec8 };
     }
     if cx.software() || tiled_trips(blocks) as u64 > MAX_TRIPS {
         return Variant::Tile { vec8 };
     }
     Variant::Tiled { vec8 }
+}
+
+/// Whether no group of weights ends within thirty-two channels: INT8 may have two of sixteen.
+pub(super) fn whole_groups(format: Format, k: usize) -> bool {
+    let whole = |group: u32| group.is_multiple_of(32) || group as usize >= k;
+    match format {
+        Format::F32 | Format::F16 => true,
+        Format::Q8 { group } => group == 16 || whole(group),
+        Format::Q4 { group, .. } => whole(group),
+    }
 }
 
 /// Element types, and what is fused.
@@ -296,7 +390,10 @@ struct Form {
     out: Elem,
     activation: Act,
     bias: bool,
-    residual: bool,
+    tail: Tail,
+    into_cache: bool,
+    /// Bits of a norm's ε.
+    eps: Option<u32>,
 }
 
 fn spec(variant: Variant, form: Form) -> Spec {
@@ -307,21 +404,28 @@ fn spec(variant: Variant, form: Form) -> Spec {
     };
     let spec = match variant {
         Variant::Reference => Spec::new(REFERENCE).alias("xload", x),
-        Variant::Vec { lanes, vec8 } => {
-            let spec = Spec::new(VEC).u32("LANES", lanes).u32("WG_X", VEC_WG);
-            load(spec.part(if lanes == 1 { REDUCE_ONE } else { REDUCE_WORKGROUP }), vec8)
-        }
+        Variant::Vec { vec8 } => load(Spec::new(VEC).u32("WG_X", VEC_WG), vec8),
+        Variant::Pieces(pieces) => load_pieces(Spec::new(PIECES), pieces, x, form.eps),
         Variant::VecLanes { vec8 } => load(Spec::new(VEC_LANES), vec8),
         Variant::Tile { vec8 } => load(Spec::new(TILE).u32("WG_X", TILE_WG), vec8),
         Variant::Lanes { tall, vec8 } => load(Spec::new(LANES).flag("TALL", tall), vec8),
         Variant::Tiled { vec8 } => load(Spec::new(TILED).part(TILE64), vec8),
+        Variant::Coop { coop, vec8 } => {
+            load(coop.join(Spec::new(COOP)).u32("WG_X", coop.workgroup()), vec8)
+        }
+    };
+    let spec = match variant {
+        Variant::Reference => spec,
+        _ => spec.part(OUT),
     };
     spec.part(ACTIVATION)
         .alias("act", form.act)
         .alias("out", form.out)
         .u32("ACT", form.activation as u32)
         .flag("BIAS", form.bias)
-        .flag("RESIDUAL", form.residual)
+        .flag("RESIDUAL", form.tail != Tail::None)
+        .flag("MULTIPLY", form.tail == Tail::Multiply)
+        .flag("INTO_CACHE", form.into_cache)
 }
 
 /// Variants for the shader tests.
@@ -329,20 +433,26 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for format in formats() {
         for x in ACTS {
-            let (activation, bias, residual) = (Act::Silu, true, true);
-            let form = Form { x, act: x, out: x, activation, bias, residual };
+            let (activation, bias, tail, into_cache) = (Act::Silu, true, Tail::Add, false);
+            let eps = Some(1e-5f32.to_bits());
+            let form = Form { x, act: x, out: x, activation, bias, tail, into_cache, eps };
             for vec8 in [true, false] {
                 for variant in [
                     Variant::Reference,
-                    Variant::Vec { lanes: 1, vec8 },
-                    Variant::Vec { lanes: 32, vec8 },
-                    Variant::VecLanes { vec8 },
+                    Variant::Vec { vec8 },
                     Variant::Tile { vec8 },
                     Variant::Lanes { tall: true, vec8 },
                     Variant::Lanes { tall: false, vec8 },
                     Variant::Tiled { vec8 },
                 ] {
                     specs.push(weight_part(spec(variant, form), format));
+                }
+                for pieces in Pieces::all(vec8) {
+                    specs.push(dot_part(spec(Variant::Pieces(pieces), form), format));
+                }
+                specs.push(dot_part(spec(Variant::VecLanes { vec8 }, form), format));
+                for coop in Coop::all().filter(|_| x == Elem::F16) {
+                    specs.push(weight_part(spec(Variant::Coop { coop, vec8 }, form), format));
                 }
             }
         }

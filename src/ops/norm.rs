@@ -4,6 +4,7 @@ use std::any::Any;
 use std::rc::Rc;
 
 use super::concat::Concat;
+use super::matmul::Matmul;
 use super::pointwise::{Act, Unary};
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
@@ -241,6 +242,11 @@ impl Op for Norm {
         let unary = next.as_any().downcast_ref::<Unary>()?;
         let free = self.groups.is_some() && self.act == Act::None;
         free.then(|| Rc::new(Norm { act: unary.act, ..self.clone() }) as Rc<dyn Op>)
+    }
+    fn fold(&self, next: &dyn Op, rows: usize) -> Option<Rc<dyn Op>> {
+        let plain = self.groups.is_none() && self.beta.is_none() && self.act == Act::None;
+        let matmul = next.as_any().downcast_ref::<Matmul>().filter(|_| plain)?;
+        Some(Rc::new(matmul.with_norm(&self.gamma, self.eps, rows)?))
     }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let s = self.sizes(cx)?;

@@ -2,7 +2,9 @@
 //! `rotate_half`.
 
 use std::any::Any;
+use std::rc::Rc;
 
+use super::kv_cache::KvWrite;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{Dispatch, Lower, Op, Var, Vector};
@@ -21,8 +23,8 @@ params! {
         pub half: u32,
         pub rest: u32,
         pub scale: f32,
+        pub context: u32,
         pub pad0: u32,
-        pub pad1: u32,
     }
 }
 
@@ -35,11 +37,13 @@ pub struct Rotary {
     pub scale: f32,
 }
 
-/// Inputs: x `[B, S, heads · D]`, start u32 `[1]`.
+/// Inputs: x `[B, S, heads · D]`, start u32 `[1]`; if the result goes into a cache, that `[1, context, heads · D]` and u32 `[1]`,
+/// the first row there.
 #[derive(Clone, Debug)]
 struct Rope {
     rotary: Rotary,
     heads: usize,
+    into_cache: bool,
 }
 
 /// Turns pair (i, i + R/2) of every head of x `[B, S, heads · D]` by `(start + s) · inv_freq[i]`; channels of a
@@ -60,7 +64,7 @@ pub fn rope<'g>(x: Var<'g>, start: Var<'g>, rotary: &Rotary, heads: usize) -> Va
     } else {
         Ok(shape)
     };
-    let op = Rope { rotary: rotary.clone(), heads };
+    let op = Rope { rotary: rotary.clone(), heads, into_cache: false };
     x.graph().record(op, &[x, start], fits, x.elem())
 }
 
@@ -71,8 +75,17 @@ impl Op for Rope {
     fn as_any(&self) -> &dyn Any {
         self
     }
+    fn in_place(&self) -> Option<usize> {
+        self.into_cache.then_some(2)
+    }
+    fn absorb(&self, next: &dyn Op, slot: usize) -> Option<Rc<dyn Op>> {
+        let write = next.as_any().downcast_ref::<KvWrite>()?;
+        let fits = !self.into_cache && write.takes_rows(slot);
+        fits.then(|| Rc::new(Rope { into_cache: true, ..self.clone() }) as Rc<dyn Op>)
+    }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let (x, start, y) = (cx.input(0)?.clone(), cx.input(1)?.clone(), cx.output().clone());
+        let at = cx.inputs().get(3).filter(|_| self.into_cache).cloned();
         let half = self.rotary.inv_freq.len;
         let rest = x.shape.last() / self.heads - 2 * half;
         let reference = cx.reference() || !half.is_multiple_of(4) || !rest.is_multiple_of(4);
@@ -84,30 +97,36 @@ impl Op for Rope {
             half: half as u32,
             rest: rest as u32,
             scale: self.rotary.scale,
+            context: if self.into_cache { y.shape.rows() as u32 } else { 0 },
             ..Default::default()
         };
-        let dispatch = Dispatch::new(spec(reference, x.elem, rest > 0), &p)
+        let dispatch = Dispatch::new(spec(reference, x.elem, rest > 0, self.into_cache), &p)
             .arg(&x)
             .arg(&start)
             .arg(&self.rotary.inv_freq)
             .arg(&y)
+            .arg(at.as_ref())
             .linear(n, 64)
             .flops(6 * x.shape.len());
         cx.dispatch(dispatch)
     }
 }
 
-fn spec(reference: bool, elem: Elem, partial: bool) -> Spec {
+fn spec(reference: bool, elem: Elem, partial: bool, into_cache: bool) -> Spec {
     match reference {
         true => Spec::new(REFERENCE).alias("act", elem),
         false => Spec::new(FAST).alias4("act4", elem).flag("PARTIAL", partial),
     }
+    .flag("INTO_CACHE", into_cache)
     .part(SIN_COS)
 }
 
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
-    let forms = |e| [spec(false, e, false), spec(false, e, true), spec(true, e, true)];
+    let forms = |e| {
+        [(false, false, false), (false, true, false), (false, true, true), (true, true, true)]
+            .map(|(reference, partial, into_cache)| spec(reference, e, partial, into_cache))
+    };
     let specs = ACTS.into_iter().flat_map(forms).collect();
     vec![OpInfo { name: "rope", specs, params: Params::FIELDS }]
 }

@@ -8,7 +8,9 @@ use crate::graph::{Dispatch, Lower, MAX_TRIPS, Op, Shape, Var};
 use crate::{Result, params, source};
 
 const FAST: Source = source!("topk.wgsl");
+const ARGMAX: Source = source!("topk_argmax.wgsl");
 const REFERENCE: Source = source!("reference/topk.wgsl");
+const SCAN: Source = source!("parts/candidate_scan.wgsl");
 const CANDIDATE: Source = source!("parts/candidate.wgsl");
 
 /// The id that stands for "some logit is not finite".
@@ -16,8 +18,10 @@ pub const NOT_FINITE: u32 = u32::MAX;
 /// Largest k of [`top_k`].
 pub const MAX_K: usize = 64;
 
-/// Numbers that one workgroup goes through.
+/// Numbers that one workgroup goes through for the largest alone, or one invocation of the reference.
 const SEGMENT: usize = 4096;
+/// Numbers that each lane goes through for k of them: k lanes' numbers are what a workgroup has memory for.
+const EACH: usize = 16;
 
 params! {
     pub struct Params {
@@ -66,10 +70,20 @@ fn record(x: Var<'_>, op: TopK) -> Var<'_> {
     x.graph().record(op, &[x], fits, Elem::U32)
 }
 
-fn spec(lanes: Option<u32>) -> Spec {
-    match lanes {
-        None => Spec::new(REFERENCE),
-        Some(lanes) => Spec::new(FAST).u32("LANES", lanes),
+/// Which kernel, with how many lanes to a workgroup.
+#[derive(Clone, Copy, Debug)]
+enum Variant {
+    Reference,
+    Argmax(u32),
+    /// At least [`MAX_K`] lanes.
+    Ranks(u32),
+}
+
+fn spec(variant: Variant) -> Spec {
+    match variant {
+        Variant::Reference => Spec::new(REFERENCE),
+        Variant::Argmax(lanes) => Spec::new(ARGMAX).part(SCAN).u32("LANES", lanes),
+        Variant::Ranks(lanes) => Spec::new(FAST).part(SCAN).u32("LANES", lanes),
     }
     .part(CANDIDATE)
 }
@@ -85,13 +99,15 @@ impl Op for TopK {
     /// Each dispatch keeps k of every segment, until one segment is left.
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let (k, y) = (self.k, cx.output().clone());
-        let lanes = match (cx.reference(), cx.caps.software) {
-            (true, _) => None,
-            (false, software) => Some(if software { 64 } else { 256 }),
+        let variant = match (cx.reference(), k, cx.software()) {
+            (true, ..) => Variant::Reference,
+            (_, 1, software) => Variant::Argmax(if software { 64 } else { 256 }),
+            (_, _, software) => Variant::Ranks(if software { 128 } else { 256 }),
         };
-        let segment = match lanes {
-            None => SEGMENT.min(MAX_TRIPS as usize / (k + 1)),
-            Some(_) => SEGMENT,
+        let segment = match variant {
+            Variant::Reference => SEGMENT.min(MAX_TRIPS as usize / (k + 1)),
+            Variant::Argmax(_) => SEGMENT,
+            Variant::Ranks(lanes) => EACH * lanes as usize,
         };
         let mut x = cx.input(0)?.clone();
         let mut n = x.shape.len();
@@ -109,13 +125,17 @@ impl Op for TopK {
                 ids_only: u32::from(last && self.ids_only),
                 ..Default::default()
             };
-            let dispatch = Dispatch::new(spec(lanes), &p).arg(&x).arg(&to);
-            cx.dispatch(match lanes {
-                None => dispatch.linear(segments, 64).trips((k + 1) * segment.min(n)),
-                Some(lanes) => {
-                    let scan = segment.min(n).div_ceil(lanes as usize);
-                    let tree = lanes.ilog2() as usize;
-                    dispatch.groups(segments, 1, 1).trips((k + 1) * scan + k * (tree + 1))
+            let dispatch = Dispatch::new(spec(variant), &p).arg(&x).arg(&to);
+            cx.dispatch(match variant {
+                Variant::Reference => dispatch.linear(segments, 64).trips((k + 1) * segment.min(n)),
+                Variant::Argmax(lanes) => {
+                    let scan = segment.div_ceil(lanes as usize);
+                    dispatch.groups(segments, 1, 1).trips(scan + lanes.ilog2() as usize)
+                }
+                Variant::Ranks(lanes) => {
+                    let (lanes, most) = (lanes as usize, EACH * MAX_K);
+                    let ranks = most.div_ceil(lanes) * (1 + most);
+                    dispatch.groups(segments, 1, 1).trips(2 * EACH + lanes + ranks + MAX_K)
                 }
             })?;
             if last {
@@ -128,7 +148,14 @@ impl Op for TopK {
 
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
-    let specs = [None, Some(64), Some(256)].map(spec).to_vec();
+    let specs = [
+        Variant::Reference,
+        Variant::Argmax(64),
+        Variant::Argmax(256),
+        Variant::Ranks(128),
+        Variant::Ranks(256),
+    ];
+    let specs = specs.map(spec).to_vec();
     vec![OpInfo { name: "top_k", specs, params: Params::FIELDS }]
 }
 

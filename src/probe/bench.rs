@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::ceilings::Ceilings;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Sent};
 use crate::text::decoder::{Decoder, Generated};
 use crate::text::sampler::{Sampler, SamplerOptions};
 use crate::{Error, Result};
@@ -52,6 +52,10 @@ pub struct Measured {
     pub samples: Vec<f64>,
     /// Queue submissions per token.
     pub submissions_per_token: f64,
+    /// Kernels launched per token.
+    pub dispatches_per_token: f64,
+    /// The share of the time that the host took to record commands and to hand them over, while the GPU worked or not.
+    pub host_share: f64,
     /// Weights and cache that one token reads, times tokens per second; of generation only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gb_per_second: Option<f64>,
@@ -87,7 +91,7 @@ pub fn measure(
     ceilings: &Ceilings,
 ) -> Result<Measured> {
     let mut samples = Vec::new();
-    let mut submissions = 0;
+    let (mut all, mut elapsed) = (Sent::default(), 0.0);
     for run in 0..=repetitions.max(1) {
         // The ids of all tests begin alike, so that the cache is filled to a depth only once.
         decoder.rewind(test.depth);
@@ -96,18 +100,19 @@ pub fn measure(
             generate(decoder, &ids[..test.depth], 1)?;
         }
         let most = if test.generated_tokens > 0 { test.generated_tokens + 1 } else { 1 };
-        let before = gpu.submissions();
+        let before = gpu.sent();
         let done = generate(decoder, &ids, most)?;
         let (seconds, sent) = match test.generated_tokens {
-            0 => (done.prefill_seconds, gpu.submissions() - before),
-            _ => (done.decode_seconds, done.decode_submissions),
+            0 => (done.prefill_seconds, gpu.sent().since(before)),
+            _ => (done.decode_seconds, done.decode_sent),
         };
         if run > 0 {
             samples.push(test.tokens() as f64 / seconds.max(1e-9));
-            submissions += sent;
+            all += sent;
+            elapsed += seconds;
         }
     }
-    let n = samples.len() as f64;
+    let tokens = (samples.len() * test.tokens()) as f64;
     let (mean, stddev) = spread(&samples);
     let row = decoder.cache_bytes() as f64 / decoder.context() as f64;
     let depth = test.depth as f64 + test.generated_tokens as f64 / 2.0;
@@ -117,13 +122,15 @@ pub fn measure(
     let flops = decoder.flops_of_prompt(test.prompt_tokens);
     let gflop_s = (!generates).then_some(flops * mean / test.tokens() as f64 / 1e9);
     let of_copy = gb_per_second.map(|rate| rate / ceilings.copy_gb_s);
-    let of_fma = gflop_s.map(|rate| rate / ceilings.fma_gflop_s);
+    let of_fma = gflop_s.map(|rate| rate / ceilings.gflop_s());
     Ok(Measured {
         test: test.name(),
         of: test,
         tokens_per_second: mean,
         stddev,
-        submissions_per_token: submissions as f64 / (n * test.tokens() as f64),
+        submissions_per_token: all.submissions as f64 / tokens,
+        dispatches_per_token: all.dispatches as f64 / tokens,
+        host_share: all.host.as_secs_f64() / f64::max(elapsed, 1e-9),
         gb_per_second,
         gflop_s,
         fraction_of_ceiling: of_copy.or(of_fma).unwrap_or(0.0),

@@ -326,9 +326,9 @@ impl ImageBench<'_> {
         run: &mut dyn FnMut() -> Result<f64>,
     ) -> Result<ImageMeasured> {
         const LONG: f64 = 5.0;
-        let before = self.gpu.submissions();
+        let before = self.gpu.sent();
         let mut samples = vec![run()?];
-        let submissions = self.gpu.submissions() - before;
+        let submissions = self.gpu.sent().since(before).submissions;
         if samples[0] < LONG {
             samples.clear();
             for _ in 0..self.repetitions.max(1) {

@@ -102,6 +102,7 @@ fn ceilings(from: &Value) -> Sheet {
         ("copy by a kernel", "kernel_copy_gb_s", "GB/s"),
         ("multiply and add, f32", "fma_gflop_s", "GFLOP/s"),
         ("multiply and add, f16", "fma_f16_gflop_s", "GFLOP/s"),
+        ("matrices, f16 into f32", "coop_gflop_s", "GFLOP/s"),
         ("dot4I8Packed", "int_dot_gop_s", "Gop/s"),
         ("dispatch", "dispatch_us", "µs"),
         ("submission and wait", "submit_us", "µs"),

@@ -19,6 +19,9 @@ pub struct Ceilings {
     pub fma_gflop_s: f64,
     /// The same in f16, where the adapter has it.
     pub fma_f16_gflop_s: Option<f64>,
+    /// Operations of products of f16 matrices that are added in f32 by subgroups (cooperative matrices), where the adapter
+    /// has them.
+    pub coop_gflop_s: Option<f64>,
     /// Operations of `dot4I8Packed` and the sum, eight each.
     pub int_dot_gop_s: f64,
     /// Microseconds of a dispatch that does next to nothing and waits for the one before, of many in a submission.
@@ -39,27 +42,34 @@ impl Ceilings {
     pub fn measure(gpu: &Gpu) -> Result<Ceilings> {
         let (kernel_copy, command_copy) = copies(gpu)?;
         let f16 = gpu.caps().f16.then(|| operations(gpu, Kind::Fma(Elem::F16)));
+        let coop = Kind::coop(gpu.caps()).map(|kind| operations(gpu, kind));
         let (dispatch, submit) = latencies(gpu)?;
         Ok(Ceilings {
             copy_gb_s: kernel_copy.max(command_copy) / 1e9,
             kernel_copy_gb_s: kernel_copy / 1e9,
             fma_gflop_s: operations(gpu, Kind::Fma(Elem::F32))? / 1e9,
             fma_f16_gflop_s: f16.transpose()?.map(|rate| rate / 1e9),
+            coop_gflop_s: coop.transpose()?.map(|rate| rate / 1e9),
             int_dot_gop_s: operations(gpu, Kind::Dot)? / 1e9,
             dispatch_us: 1e6 * dispatch,
             submit_us: 1e6 * submit,
         })
     }
 
-    /// Seconds below which neither memory nor arithmetic in f32 can be: the roofline (Williams et al. 2009). Whatever
-    /// activations are stored as, kernels add up in f32.
+    /// The most that arithmetic with sums in f32 reaches, by matrices or by lanes: whatever activations are stored as,
+    /// kernels add up in f32.
+    pub fn gflop_s(&self) -> f64 {
+        self.coop_gflop_s.unwrap_or(0.0).max(self.fma_gflop_s)
+    }
+
+    /// Seconds below which neither memory nor arithmetic can be: the roofline (Williams et al. 2009).
     pub fn least_seconds(&self, bytes: f64, flops: f64) -> f64 {
-        (bytes / self.copy_gb_s).max(flops / self.fma_gflop_s) / 1e9
+        (bytes / self.copy_gb_s).max(flops / self.gflop_s()) / 1e9
     }
 
     /// GFLOP/s that so many operations for each byte can reach.
     pub fn attainable(&self, flops_per_byte: f64) -> f64 {
-        (flops_per_byte * self.copy_gb_s).min(self.fma_gflop_s)
+        (flops_per_byte * self.copy_gb_s).min(self.gflop_s())
     }
 }
 
@@ -82,6 +92,10 @@ fn operations(gpu: &Gpu, kind: Kind) -> Result<f64> {
     const MOST: u32 = 16_384;
     // A real GPU needs many invocations to be busy, a processor a few for each of its threads.
     let count = LANES * if gpu.caps().software { 256 } else { 8192 };
+    let count = match kind {
+        Kind::Coop { edge, subgroup } => count / subgroup.max(edge),
+        _ => count,
+    };
     let mut work = Work::new(kind, count, 16);
     loop {
         let ready = prepare(gpu, Kernels::Fast, work)?;
@@ -149,6 +163,7 @@ mod tests {
             kernel_copy_gb_s: 9.0,
             fma_gflop_s: 100.0,
             fma_f16_gflop_s: None,
+            coop_gflop_s: None,
             int_dot_gop_s: 200.0,
             dispatch_us: 5.0,
             submit_us: 50.0,

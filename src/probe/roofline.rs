@@ -30,18 +30,22 @@ struct Dot {
 pub fn roofline(report: &Value) -> Option<String> {
     let ceiling = |name: &str| report["ceilings"][name].as_f64().filter(|v| *v > 0.0);
     let (copy, fma) = (ceiling("copy_gb_s")?, ceiling("fma_gflop_s")?);
+    let (peak, kind) = match ceiling("coop_gflop_s").filter(|coop| *coop > fma) {
+        Some(coop) => (coop, "matrices"),
+        None => (fma, "FMA"),
+    };
     let dots: Vec<Dot> = report["ops"].as_array()?.iter().filter_map(dot).collect();
     if dots.is_empty() {
         return None;
     }
-    let ridge = fma / copy;
+    let ridge = peak / copy;
     let edge =
         |start: f64, pick: fn(f64, f64) -> f64| dots.iter().map(|d| d.at.0).fold(start, pick);
     let (left, right) = (edge(ridge, f64::min) / 2.0, edge(ridge, f64::max) * 2.0);
     let axes = (Axis::log("operations for each byte"), Axis::log("GFLOP/s"));
     let mut plot = Plot::new(axes.0, axes.1)
-        .floor(&format!("copy {} GB/s", number(copy)), [(left, left * copy), (ridge, fma)])
-        .floor(&format!("FMA {} GFLOP/s", number(fma)), [(ridge, fma), (right, fma)]);
+        .floor(&format!("copy {} GB/s", number(copy)), [(left, left * copy), (ridge, peak)])
+        .floor(&format!("{kind} {} GFLOP/s", number(peak)), [(ridge, peak), (right, peak)]);
     for (name, members) in GROUPS {
         let of = |dot: &&Dot| members.contains(&dot.group.as_str());
         let points: Vec<(Point, String)> =

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::sampler::{Chosen, Logits, Sampler};
-use crate::gpu::{Buffer, Elem, Gpu, PendingRead};
+use crate::gpu::{Buffer, Elem, Gpu, PendingRead, Sent};
 use crate::graph::{Arena, Graph, Plan, PlanOptions};
 use crate::nets::language::Language;
 use crate::nn::{KvCache, KvFormat};
@@ -75,8 +75,8 @@ pub struct Generated {
     pub prompt_tokens: usize,
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
-    /// Queue submissions for the tokens after the first.
-    pub decode_submissions: u64,
+    /// What went to the GPU for the tokens after the first.
+    pub decode_sent: Sent,
     /// Ctrl-C ended it.
     pub interrupted: bool,
 }
@@ -300,7 +300,7 @@ impl Decoder {
         start: Instant,
     ) -> Result<()> {
         let mut pending: PendingRead = self.gpu.read_later(&self.token, 0, 4)?;
-        let before = self.gpu.submissions();
+        let before = self.gpu.sent();
         let mut decoding: Option<Instant> = None;
         for count in 0..most {
             // The next step runs while this token travels back.
@@ -319,7 +319,7 @@ impl Decoder {
                 self.cached.push(token);
             }
             done.tokens.push(token);
-            done.decode_submissions = self.gpu.submissions() - before;
+            done.decode_sent = self.gpu.sent().since(before);
             if !on_token(token)? {
                 break;
             }

@@ -6,7 +6,8 @@ use crate::harness::*;
 
 fn kinds() -> Vec<Kind> {
     let fmas = gpu().map(acts).unwrap_or_default().into_iter().map(Kind::Fma);
-    [Kind::Copy, Kind::Dot].into_iter().chain(fmas).collect()
+    let coop = gpu().and_then(|gpu| Kind::coop(gpu.caps()));
+    [Kind::Copy, Kind::Dot].into_iter().chain(fmas).chain(coop).collect()
 }
 
 #[test]

@@ -47,6 +47,31 @@ pub fn eval(
     first
 }
 
+/// A cache `[1, context, width]` that held `old`, after one run of a plan that writes into it in one launch.
+pub fn cache_after(
+    gpu: &Gpu,
+    kernels: Kernels,
+    act: Elem,
+    (shape, old): ([usize; 3], &[f32]),
+    build: impl for<'g> Fn(&'g Graph, Var<'g>) -> Var<'g>,
+) -> Vec<f32> {
+    let bytes = match act {
+        Elem::F16 => {
+            let half: Vec<half::f16> = old.iter().map(|v| half::f16::from_f32(*v)).collect();
+            bytemuck::cast_slice(&half).to_vec()
+        }
+        _ => bytemuck::cast_slice(old).to_vec(),
+    };
+    let buffer = gpu.upload("cache", &bytes).unwrap();
+    let graph = Graph::new(act);
+    let y = build(&graph, graph.external(&buffer, shape, act));
+    graph.output("y", y);
+    let plan = Plan::new(gpu, &graph, &PlanOptions { kernels, ..Default::default() }).unwrap();
+    assert_eq!(plan.launches().len(), 1, "the write is a launch of its own");
+    plan.run().unwrap();
+    plan.read("y").unwrap()
+}
+
 /// Standard normal numbers from a seed (Box-Muller over splitmix64).
 pub fn randn(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);

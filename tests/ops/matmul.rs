@@ -1,11 +1,14 @@
 use inknib::gpu::{Elem, Gpu};
-use inknib::graph::{Kernels, Vector, Weight};
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Vector, Weight};
+use inknib::ops::kv_cache::kv_write;
 use inknib::ops::matmul::{linear, oracle};
-use inknib::ops::pointwise::{Act, activate, geglu};
+use inknib::ops::norm::{oracle as norm_oracle, rms_norm};
+use inknib::ops::pointwise::{Act, activate, gated, geglu};
 use inknib::quant::{Layout, Packed, QuantSpec};
 
 use crate::device::gpu_with_default_limits;
 use crate::harness::*;
+use crate::rope::position;
 
 const SPECS: [&str; 6] = [
     "f32",
@@ -107,7 +110,7 @@ fn a_shape_error_names_the_line_of_the_model() {
     let Some(gpu) = gpu() else { return };
     let packed = Packed::pack(&randn(1, 64), Layout::linear(8, 8), &QuantSpec::F32, None).unwrap();
     let weight = Weight::upload(gpu, "w", &packed).unwrap();
-    let graph = inknib::graph::Graph::new(Elem::F32);
+    let graph = Graph::new(Elem::F32);
     let y = linear(graph.input("x", [2, 9], Elem::F32), &weight, None);
     let line = line!() - 1;
     graph.output("y", y + y);
@@ -158,6 +161,113 @@ fn more_rows_than_a_binding_holds() {
                 value.iter().zip(gate).map(|(v, g)| v * Act::Gelu.oracle(*g)).collect();
             let e = nmse(&y[row * n / 2..(row + 1) * n / 2], &expected);
             assert!(e <= tolerance(Elem::F32), "{kernels:?}, row {row}: {e:.2e}");
+        }
+    }
+}
+
+/// A gated unit: the gate's product takes in its activation and the other half.
+#[test]
+fn a_gate_is_multiplied_where_its_product_is_made() {
+    for (gpu, kernels, acts) in every_form() {
+        for (m, n, k) in [(1, 40, 96), (3, 33, 172), (21, 66, 136), (70, 64, 64)] {
+            let spec: QuantSpec = "int4-g64-cubic-mse".parse().unwrap();
+            let pack = |seed| {
+                Packed::pack(&randn(seed, n * k), Layout::linear(n, k), &spec, None).unwrap()
+            };
+            let (gate, up) = (pack(31), pack(32));
+            let weights = [&gate, &up].map(|w| Weight::upload(gpu, "w", w).unwrap());
+            for &act in &acts {
+                let x = stored(act, &randn(33, m * k));
+                let half = |w: &Packed, act| oracle(&x, &w.decode(), None, None, act, k);
+                let pairs = half(&gate, Act::Silu).into_iter().zip(half(&up, Act::None));
+                let want: Vec<f64> = pairs.map(|(g, u)| g * u).collect();
+                for &kernels in kernels {
+                    let y = eval(gpu, kernels, act, |g| {
+                        let x = g.literal([m, k], x.clone());
+                        gated(linear(x, &weights[0], None), linear(x, &weights[1], None), Act::Silu)
+                    });
+                    let e = nmse(&y, &want);
+                    assert!(e <= tolerance(act), "{kernels:?} {act:?} {m}x{n}x{k}: {e:.2e}");
+                }
+            }
+        }
+    }
+}
+
+/// Values of new tokens go into their cache without a launch of their own; rows beyond its end are dropped.
+#[test]
+fn a_product_goes_into_a_cache() {
+    const CONTEXT: usize = 11;
+    for (gpu, kernels, acts) in every_form() {
+        let (n, k) = (24, 72);
+        let packed = Packed::pack(&randn(41, n * k), Layout::linear(n, k), &QuantSpec::INT4, None);
+        let packed = packed.unwrap();
+        let weight = Weight::upload(gpu, "w", &packed).unwrap();
+        let bias = randn(42, n);
+        let vector = Vector::upload(gpu, "bias", &bias).unwrap();
+        for (m, start) in [(1, 0), (1, 10), (3, 9), (9, 1), (2, 11), (1, u32::MAX)] {
+            for &act in &acts {
+                let (x, old) =
+                    (stored(act, &randn(43, m * k)), stored(act, &randn(44, CONTEXT * n)));
+                let new = oracle(&x, &packed.decode(), Some(&bias), None, Act::None, k);
+                let mut want: Vec<f64> = old.iter().map(|v| f64::from(*v)).collect();
+                for (i, v) in new.iter().enumerate() {
+                    let at = (start as usize + i / n) * n + i % n;
+                    if at < want.len() {
+                        want[at] = *v;
+                    }
+                }
+                for &kernels in kernels {
+                    let y = cache_after(gpu, kernels, act, ([1, CONTEXT, n], &old), |g, cache| {
+                        let x = g.literal([1, m, k], x.clone());
+                        kv_write(cache, linear(x, &weight, Some(&vector)), position(gpu, g, start))
+                    });
+                    let e = nmse(&y, &want);
+                    assert!(e <= tolerance(act), "{kernels:?} {act:?} {m} at {start}: {e:.2e}");
+                }
+            }
+        }
+    }
+}
+
+/// An RMS norm of few rows is computed by each of the products behind it, where the kernels are a real GPU's.
+#[test]
+fn a_norm_goes_into_the_products_behind_it() {
+    let Some(gpu) = gpu() else { return };
+    for (m, n, k) in [(1, 40, 96), (1, 33, 172), (4, 9, 1100), (5, 40, 96)] {
+        let weights = [51, 52].map(|seed| {
+            let layout = Layout::linear(n, k);
+            let packed = Packed::pack(&randn(seed, n * k), layout, &QuantSpec::INT4, None).unwrap();
+            (Weight::upload(gpu, "w", &packed).unwrap(), packed.decode())
+        });
+        let gamma = randn(53, k);
+        let scale = Vector::upload(gpu, "gamma", &gamma).unwrap();
+        for act in acts(gpu) {
+            let x = stored(act, &randn(54, m * k));
+            let normed: Vec<f32> =
+                norm_oracle(&x, &gamma, None, 1, 1, 1e-2).iter().map(|v| *v as f32).collect();
+            let each = |w: &[f32]| oracle(&normed, w, None, None, Act::None, k);
+            let want: Vec<f64> =
+                each(&weights[0].1).iter().zip(each(&weights[1].1)).map(|(a, b)| a + b).collect();
+            for kernels in [Kernels::Reference, Kernels::Fast, Kernels::Hardware] {
+                let build = |g: &Graph| {
+                    let x = rms_norm(g.literal([m, k], x.clone()), &scale, 1e-2);
+                    g.output("y", linear(x, &weights[0].0, None) + linear(x, &weights[1].0, None));
+                };
+                let graph = Graph::new(act);
+                build(&graph);
+                let options = PlanOptions { kernels, poison: true, ..Default::default() };
+                let plan = Plan::new(gpu, &graph, &options).unwrap();
+                plan.run().unwrap();
+                let y = plan.read("y").unwrap();
+                // In f16 the norm is stored before it is multiplied, unless it is folded: one rounding more.
+                let e = nmse(&y, &want);
+                assert!(e <= tolerance(act), "{kernels:?} {act:?} {m}x{n}x{k}: {e:.2e}");
+                if kernels == Kernels::Hardware {
+                    let launches = plan.launches().len();
+                    assert_eq!(launches, if m <= 4 { 2 } else { 3 }, "{act:?} {m}x{n}x{k}");
+                }
+            }
         }
     }
 }

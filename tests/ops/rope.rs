@@ -1,5 +1,6 @@
 use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Graph, Var, Vector};
+use inknib::ops::kv_cache::kv_write;
 use inknib::ops::rope::{Case, Rotary, oracle, rope};
 
 use crate::harness::*;
@@ -53,4 +54,43 @@ fn heads_that_do_not_fit_are_refused() {
     rope(x, position(gpu, &graph, 0), &Rotary { inv_freq: vector, scale: 1.0 }, 3);
     let error = graph.finish().unwrap_err().to_string();
     assert!(error.contains("x [1, 2, 20] with 3 heads of 4 frequencies"), "{error}");
+}
+
+/// Keys turn and go into their cache in one launch; rows beyond its end are dropped.
+#[test]
+fn turned_heads_go_into_a_cache() {
+    const CONTEXT: usize = 9;
+    let Some(gpu) = gpu() else { return };
+    for (s, heads, d, r) in [(1, 4, 64, 64), (5, 3, 32, 16), (2, 2, 19, 8)] {
+        let inv_freq: Vec<f32> = (0..r / 2).map(|i| 0.5f32.powi(i)).collect();
+        let inv = Vector::upload(gpu, "inv_freq", &inv_freq).unwrap();
+        let (rotary, width) = (Rotary { inv_freq: inv, scale: 1.0 }, heads * d);
+        for act in acts(gpu) {
+            let (x, old) =
+                (stored(act, &randn(1, s * width)), stored(act, &randn(2, CONTEXT * width)));
+            for start in [0, 3, 7, 9] {
+                let case = Case { rows: s, heads, d, start, scale: 1.0 };
+                let turned = oracle(&x, &inv_freq, case);
+                let mut want: Vec<f64> = old.iter().map(|v| f64::from(*v)).collect();
+                for (i, v) in turned.iter().enumerate() {
+                    if let Some(place) = want.get_mut(start as usize * width + i) {
+                        *place = *v;
+                    }
+                }
+                for kernels in BOTH {
+                    let y =
+                        cache_after(gpu, kernels, act, ([1, CONTEXT, width], &old), |g, cache| {
+                            let start = position(gpu, g, start);
+                            let x = g.literal([1, s, width], x.clone());
+                            kv_write(cache, rope(x, start, &rotary, heads), start)
+                        });
+                    let e = nmse(&y, &want);
+                    assert!(
+                        e <= tolerance(act),
+                        "{kernels:?} {act:?} {s}x{heads}x{d} {start}: {e:.2e}"
+                    );
+                }
+            }
+        }
+    }
 }

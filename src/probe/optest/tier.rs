@@ -52,6 +52,7 @@ impl Tier {
                 f16: true,
                 subgroups: true,
                 timestamps: true,
+                coop: true,
                 limits: true,
                 ..Without::default()
             },

@@ -1,0 +1,58 @@
+#!/bin/sh
+# Everything that only a real GPU can show, in one go and under ten minutes: is it right (`inknib test`), how near its own ceilings is
+# each op (`inknib bench --ops`), how fast are language models and a UNet of true shapes, and llama.cpp's and stable-diffusion.cpp's
+# Vulkan backends beside them where they are there. Random weights of true shapes; nothing is fetched. Needs a Vulkan driver and
+# Python 3 (numpy for the UNet).
+#
+#   benches/gpu.sh [OUTDIR]        default: target/gpu
+#
+# INKNIB        the binary (default: target/release/inknib, which is built if it is missing)
+# LEVEL         of the test: "" (some 5000 cases), --quick, --full
+# MODELS        of tools/synthetic_llm.py (default: smollm2-135m llama-3.2-1b llama-3.1-8b; the last takes 16 GB of disk)
+# LLAMA_BENCH   llama.cpp's llama-bench with the Vulkan backend, and GGUF_DIR with MODEL-Q4_0.gguf of the same shapes
+# SD            stable-diffusion.cpp's sd with the Vulkan backend, and SD_MODEL, a Q4_0 file of Stable Diffusion 1.5
+set -u
+cd "$(dirname "$0")/.."
+out=${1:-target/gpu}
+inknib=${INKNIB:-target/release/inknib}
+models=${MODELS:-smollm2-135m llama-3.2-1b llama-3.1-8b}
+scratch=${TMPDIR:-/tmp}/inknib-gpu
+mkdir -p "$out" "$scratch"
+[ -x "$inknib" ] || cargo build --release --locked || exit 1
+failed=
+
+say() { printf '%s\n' "$*" >&2; }
+# step NAME COMMAND...: its output into OUTDIR/NAME.log, its name among the failed if it fails
+step() {
+    name=$1
+    shift
+    say "== $name: $*"
+    "$@" >"$out/$name.log" 2>&1 || { failed="$failed $name"; tail -n 5 "$out/$name.log" >&2; }
+}
+
+step doctor "$inknib" doctor
+step test "$inknib" test ${LEVEL:-} -o "$out/test.json" -o "$out/test.md"
+step ops "$inknib" bench --ops -o "$out/ops.json" -o "$out/ops.md" -o "$out/ops.svg"
+for model in $models; do
+    folder=$scratch/$model
+    [ -e "$folder/model.safetensors" ] || step "$model-make" python3 tools/synthetic_llm.py "$model" "$folder"
+    step "$model" "$inknib" bench -m "$folder" --weights int4-g32-uniform-absmax,fp16 -p 512 -n 128 -o "$out/$model.json" -o "$out/$model.md"
+    gguf=${GGUF_DIR:-}/$model-Q4_0.gguf
+    if [ -n "${LLAMA_BENCH:-}" ] && [ -e "$gguf" ]; then
+        step "$model-llama.cpp" "$LLAMA_BENCH" -m "$gguf" -p 512 -n 128 -o json
+    fi
+    case $model in *8b) rm -rf "$folder" ;; esac
+done
+if python3 -c 'import numpy' 2>/dev/null; then
+    folder=$scratch/sd15
+    [ -e "$folder/unet" ] || step sd15-make python3 tools/synthetic_sd.py sd15 "$folder"
+    step sd15 "$inknib" bench -m "$folder" --size 256,512 --weights int4,fp16 --batch 1,2 --no-vae -o "$out/sd15.json" -o "$out/sd15.md"
+else
+    say "skipped: no numpy, so no UNet"
+fi
+if [ -n "${SD:-}" ] && [ -n "${SD_MODEL:-}" ]; then
+    step sd.cpp "$SD" -m "$SD_MODEL" -p 'a lighthouse' -H 512 -W 512 --steps 10 -o "$scratch/sd.png"
+fi
+"$inknib" report "$out"/test.json "$out"/ops.json -o "$out/index.html" -o "$out/README.md" || failed="$failed report"
+cat "$out"/ops.md "$out"/*[0-9bm].md 2>/dev/null
+[ -z "$failed" ] || { say "did not pass:$failed (see $out/NAME.log)"; exit 1; }

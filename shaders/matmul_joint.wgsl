@@ -1,0 +1,91 @@
+// The same as matmul_pieces.wgsl for three products with one x, whose weights lie side by side in memory (queries, keys and values
+// of few tokens): y0, y1, y2 = x · w0ᵀ + bias0, x · w1ᵀ + bias1, x · w2ᵀ + bias2. Bit i of CACHES: yi is a cache, into which row m goes
+// start[0] rows further down, if it has that.
+struct Params {
+    k: u32,         // columns of x
+    blocks: u32,    // blocks of eight k
+    total: u32,     // rows of all three weights
+    context: u32,   // rows of the caches
+    begins: vec4u,  // the first of these rows of each weight
+    counts: vec4u,  // and how many it has
+    words: vec4u,   // where it begins, in units of sixteen bytes
+    scales: vec4u,  // where its scales begin, in units of four bytes
+    cubic: vec4f,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
+@group(0) @binding(2) var<storage, read> start: array<u32>;      // [1]
+@group(0) @binding(3) var<storage, read> bias0: array<f32>;      // [counts.x]
+@group(0) @binding(4) var<storage, read> bias1: array<f32>;      // [counts.y]
+@group(0) @binding(5) var<storage, read> bias2: array<f32>;      // [counts.z]
+@group(0) @binding(7) var<storage, read_write> y0: array<act>;   // [M or context, counts.x]
+@group(0) @binding(8) var<storage, read_write> y1: array<act>;   // [M or context, counts.y]
+@group(0) @binding(9) var<storage, read_write> y2: array<act>;   // [M or context, counts.z]
+
+fn side(n: u32) -> u32 {
+    return select(0u, 1u, n >= p.begins.y) + select(0u, 1u, n >= p.begins.z);
+}
+
+fn locate(n: u32) -> Row {
+    let s = side(n);
+    return row_at(p.words[s], p.scales[s], n - p.begins[s], p.cubic[s]);
+}
+
+fn put(m: u32, n: u32, v: f32) {
+    let s = side(n);
+    let i = n - p.begins[s];
+    var r = v;
+    if (BIAS) {
+        if (s == 0u) { r += bias0[i]; } else if (s == 1u) { r += bias1[i]; } else { r += bias2[i]; }
+    }
+    var at = m * p.counts[s] + i;
+    if (((CACHES >> s) & 1u) == 1u) {
+        // Compared without the sum, which could wrap.
+        if (start[0] >= p.context || m >= p.context - start[0]) { return; }
+        at += start[0] * p.counts[s];
+    }
+    if (s == 0u) { y0[at] = act(r); } else if (s == 1u) { y1[at] = act(r); } else { y2[at] = act(r); }
+}
+
+@compute @workgroup_size(WG_X)
+fn main(
+    @builtin(workgroup_id) group: vec3u,
+    @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let lane = local % LANES;
+    let first = ((group.y * groups.x + group.x) * (WG_X / LANES) + local / LANES) * ROWS;
+    let n = min(first + vec4u(0u, 1u, 2u, 3u), vec4u(p.total - 1u));
+    let r0 = locate(n.x);
+    let r1 = locate(n.y);
+    let r2 = locate(n.z);
+    let r3 = locate(n.w);
+    let m = group.z;
+    var sum = vec4f();
+    var square = 0.0;
+    for (var piece = lane; piece < (p.blocks + 3u) / 4u; piece += LANES) {
+        var v = piece_of(m, piece);
+        if (NORM) {
+            square += (squares(v.a) + squares(v.b)) + (squares(v.c) + squares(v.d));
+            let c8 = 4u * piece;
+            v = Piece(scaled(v.a, c8), scaled(v.b, c8 + 1u), scaled(v.c, c8 + 2u), scaled(v.d, c8 + 3u));
+        }
+        sum.x += dot32(r0, piece, v);
+        if (ROWS > 1u) { sum.y += dot32(r1, piece, v); }
+        if (ROWS > 2u) {
+            sum.z += dot32(r2, piece, v);
+            sum.w += dot32(r3, piece, v);
+        }
+    }
+    sum = reduce_lanes4(sum, local);
+    if (NORM) {
+        square = reduce_lanes4(vec4f(square), local).x;
+        sum *= inverseSqrt(square / f32(p.k) + bitcast<f32>(EPS));
+    }
+    // Lane i stores row i: two lanes are the least.
+    for (var i = lane; i < ROWS; i += LANES) {
+        if (first + i < p.total) {
+            put(m, first + i, sum[i]);
+        }
+    }
+}
