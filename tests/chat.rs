@@ -156,3 +156,26 @@ fn settings_that_are_not_followed_are_named() {
     assert!(output.status.success() && err.contains("num_beams 4"), "{err}");
     assert!(!err.contains("min_new_tokens") && !err.contains("ngram"), "{err}");
 }
+
+/// A token's step is planned otherwise where the kernels are a real GPU's (norms folded, three products in a launch): the words
+/// are the same, and the log-probabilities nearly.
+#[test]
+fn every_kind_of_kernel_says_the_same() {
+    let ask = |kernels: &str| {
+        let flags = ["-p", "What is a lamp?", "--temp", "0", "-n", "16", "--logprobs", "1"];
+        json(&[&flags[..], &["--kernels", kernels, "--activations", "f32"]].concat(), "")
+    };
+    let Some(reference) = ask("reference") else { return };
+    let scores = |answer: &Value| -> Vec<f64> {
+        let tokens = answer["logprobs"].as_array().unwrap().iter();
+        tokens.map(|token| token["logprob"].as_f64().unwrap()).collect()
+    };
+    for kernels in ["fast", "hardware"] {
+        let answer = ask(kernels).unwrap();
+        assert_eq!(text(&answer), text(&reference), "{kernels}");
+        for (a, b) in scores(&answer).iter().zip(scores(&reference)) {
+            // Logits are near 10 and agree to 1e-6 of that, in sums of a thousand products.
+            assert!((a - b).abs() < 1e-3, "{kernels}: {a} and {b}");
+        }
+    }
+}

@@ -381,3 +381,37 @@ fn devices_say_which_one_is_taken() {
     assert!(table.contains("* is taken without --device"), "{table}");
     assert!(table.contains("lanes") && table.contains("shared memory"), "{table}");
 }
+
+/// What `tune` measured is remembered for this driver and taken by others, until it is forgotten.
+#[test]
+fn tune_is_remembered_and_forgotten() {
+    let Some(gpu) = gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cache = ("INKNIB_CACHE", folder.path().to_str().unwrap());
+    let tuned = json(&well(&["tune", "--quick", "--json"], &[cache], ""));
+    assert_eq!(tuned["adapter"], gpu.adapter().name.as_str());
+    for choice in tuned["choices"].as_array().unwrap() {
+        let ways = choice["ways"].as_array().unwrap();
+        let taken = choice["taken"].as_u64().unwrap() as usize;
+        assert!(ways.len() > 1 && ways[0]["of_default"] == 1.0 && taken < ways.len(), "{choice}");
+        let time = |way: &Value| way["of_default"].as_f64().unwrap();
+        assert!(taken == 0 || ways.iter().all(|way| time(way) >= time(&ways[taken])), "{choice}");
+        assert!(ways.iter().all(|way| !way["cases"].as_array().unwrap().is_empty()), "{choice}");
+    }
+    let file = folder.path().join("tuning.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(&gpu.adapter().driver), "{text}");
+
+    // Others take it from there: here a tuning that leaves the lanes alone.
+    if has_lanes() {
+        let other = text.replace("\"eight_lanes\": true", "\"eight_lanes\": false");
+        std::fs::write(&file, other).unwrap();
+        let doctor = json(&well(&["doctor", "--json", "--without", "timestamps"], &[cache], ""));
+        assert_eq!(doctor["passed"], true);
+        let bench = well(&["bench", "--ops", "--op", "matmul", "--quick", "--json"], &[cache], "");
+        assert!(!bench.out.contains("_lanes"), "{}", bench.out);
+    }
+    assert!(well(&["tune", "--forget"], &[cache], "").err.contains("forgotten"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), "[]");
+    assert!(well(&["tune", "--forget"], &[cache], "").err.contains("nothing was remembered"));
+}

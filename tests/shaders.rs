@@ -68,6 +68,21 @@ fn spirv(module: &Module, info: &ModuleInfo) -> Result<Vec<u32>, String> {
     spv::write_vec(module, info, &options, None).map_err(|e| format!("SPIR-V: {e}"))
 }
 
+/// Shader model 6.2 has f16, the lowest that wgpu uses with it.
+fn hlsl(module: &Module, info: &ModuleInfo) -> Result<String, String> {
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        zero_initialize_workgroup_memory: false, // as kernels are compiled
+        ..Default::default()
+    };
+    let mut text = String::new();
+    let pipeline = hlsl::PipelineOptions::default();
+    hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(module, info, None)
+        .map_err(|e| format!("HLSL: {e}"))?;
+    Ok(text)
+}
+
 fn translate(spec: &Spec) -> Result<(), String> {
     let (module, info) = check(spec)?;
     if spirv(&module, &info)?.first() != Some(&0x0723_0203) {
@@ -84,14 +99,7 @@ fn translate(spec: &Spec) -> Result<(), String> {
     if spec.uses_coop() {
         return Ok(()); // not in HLSL: wgpu's DX12 offers no cooperative matrices
     }
-    // Shader model 6.2 has f16, the lowest that wgpu uses with it.
-    let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
-    let mut text = String::new();
-    let pipeline = hlsl::PipelineOptions::default();
-    hlsl::Writer::new(&mut text, &options, &pipeline)
-        .write(&module, &info, None)
-        .map_err(|e| format!("HLSL: {e}"))?;
-    if !text.contains("[numthreads(") {
+    if !hlsl(&module, &info)?.contains("[numthreads(") {
         return Err("HLSL: no kernel".into());
     }
     Ok(())
@@ -141,6 +149,46 @@ fn spirv_val_has_no_complaint() {
         true => Ok(()),
         false => validate("spirv-val", spec).unwrap_or(Ok(())),
     });
+}
+
+/// What Khronos' HLSL front end (Debian's 12.0) does not know: loads of other types than u32, packed dot products, arrays of
+/// zeros, subgroup operations under their HLSL names.
+const NOT_GLSLANG: [&str; 4] = ["Load<", "dot4add_", "])0", "Wave"];
+
+/// HLSL as another compiler than the one that wgpu's DX12 would use reads it, one Spec of every shader with every set of parts,
+/// where it is installed and as far as it knows the language.
+#[test]
+fn glslang_reads_the_hlsl() {
+    let tool = "glslangValidator";
+    if Command::new(tool).arg("--version").output().is_err() {
+        println!("skipped: no {tool} (Debian's package glslang-tools)");
+        return;
+    }
+    let mut seen = BTreeSet::new();
+    let mut complaints = Vec::new();
+    let mut read = 0;
+    for (op, spec) in specs() {
+        let parts: Vec<&str> = spec.parts.iter().map(|part| part.name).collect();
+        if spec.uses_coop() || spec.uses_f16() || !seen.insert((spec.source.name, parts)) {
+            continue;
+        }
+        let (module, info) = check(&spec).unwrap();
+        let text = hlsl(&module, &info).unwrap();
+        if NOT_GLSLANG.iter().any(|word| text.contains(word)) {
+            continue;
+        }
+        read += 1;
+        let file = tempfile::Builder::new().suffix(".hlsl").tempfile().unwrap();
+        fs::write(file.path(), text).unwrap();
+        let arguments = ["-D", "-V", "-e", "main", "-S", "comp", "-o", "/dev/null"];
+        let out = Command::new(tool).args(arguments).arg(file.path()).output().unwrap();
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            complaints.push(format!("{op}, {}: {said}", spec.describe()));
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    assert!(read > 30, "only {read} kernels are within what {tool} knows");
 }
 
 /// A browser's front end has the same grammar but for the directive that naga refuses.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::common::Ui;
@@ -86,25 +87,38 @@ pub fn file() -> Option<PathBuf> {
 
 /// A missing file has no entries, and one that cannot be read is worth no more than a missing one: the self-test can
 /// be run again.
-fn read(file: &Path) -> Vec<Entry> {
+pub(super) fn read<T: DeserializeOwned>(file: &Path) -> Vec<T> {
     let Ok(text) = std::fs::read_to_string(file) else { return Vec::new() };
     serde_json::from_str(&text).unwrap_or_else(|error| {
-        tracing::warn!("{}: {error}; `inknib doctor` writes it anew", file.display());
+        tracing::warn!(
+            "{}: {error}; it is written anew when there is something to remember",
+            file.display()
+        );
         Vec::new()
     })
+}
+
+/// Replaces the file.
+pub(super) fn write<T: Serialize>(file: &Path, entries: &[T]) -> Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    }
+    let text = serde_json::to_string_pretty(entries)
+        .map_err(|e| Error::Runtime(format!("{}: {e}", file.display())))?;
+    write_whole(file, text.as_bytes())
 }
 
 /// What is known of the adapter that these options name.
 pub fn known(adapter: &AdapterSummary) -> Option<Entry> {
     let wanted = Entry::new(adapter, None, "");
-    read(&file()?).into_iter().find(|entry| entry.key() == wanted.key())
+    read::<Entry>(&file()?).into_iter().find(|entry| entry.key() == wanted.key())
 }
 
 /// Replaces what is known of an adapter; an entry that avoids nothing is not kept. Returns whether the file
 /// changed.
 pub fn remember(entry: Entry) -> Result<bool> {
     let Some(file) = file() else { return Ok(false) };
-    let before = read(&file);
+    let before: Vec<Entry> = read(&file);
     let mut entries: Vec<Entry> =
         before.iter().filter(|other| other.key() != entry.key()).cloned().collect();
     if !entry.usable || !entry.avoid.is_empty() {
@@ -113,12 +127,7 @@ pub fn remember(entry: Entry) -> Result<bool> {
     if entries == before {
         return Ok(false);
     }
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    }
-    let text = serde_json::to_string_pretty(&entries)
-        .map_err(|e| Error::Runtime(format!("{}: {e}", file.display())))?;
-    write_whole(&file, text.as_bytes())?;
+    write(&file, &entries)?;
     Ok(true)
 }
 
@@ -133,7 +142,7 @@ pub fn forget() -> Result<Vec<Entry>> {
 /// The options without what is known to be wrong, said once.
 pub fn obey(options: GpuOptions, ui: &Ui) -> Result<GpuOptions> {
     static SAID: Once = Once::new();
-    if file().is_none_or(|file| read(&file).is_empty()) {
+    if file().is_none_or(|file| read::<Entry>(&file).is_empty()) {
         return Ok(options);
     }
     let Some(entry) = known(&chosen(&options)?) else { return Ok(options) };

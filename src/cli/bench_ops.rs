@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args, files: &Files, ui: &Ui) -> Result<()> {
     let gpu = args.gpu.open(ui)?;
     let options = PlanOptions { kernels: args.model.kernels(&gpu), ..Default::default() };
     let bench = OpsBench { gpu: &gpu, ceilings, act: args.model.act(&gpu)?, options: &options };
-    let asked = OpsAsked { ops: args.op.clone(), quick: args.quick };
+    let asked = OpsAsked { ops: args.op.clone(), spec: None, quick: args.quick };
     let bar = ui.bar("bench", 1);
     let rows = bench.measure(&asked, &mut |case, done, total| {
         bar.total(total as u64);

@@ -8,8 +8,8 @@ use clap::ValueEnum;
 use comfy_table::{LineStyle, TableStyle};
 use serde::{Deserialize, Serialize};
 
-use super::avoid;
 use super::progress::Bar;
+use super::{avoid, tuned};
 use crate::gpu::{Elem, Gpu, GpuOptions, Without};
 use crate::graph::Kernels;
 use crate::nets::language::FAMILIES;
@@ -42,11 +42,12 @@ impl GpuArgs {
             device: self.device.clone(),
             vram_budget: self.vram_budget,
             without: self.without.unwrap_or_default(),
+            ..GpuOptions::default()
         }
     }
     /// Opens the adapter, without what `inknib doctor` found wrong on it.
     pub fn open(&self, ui: &Ui) -> Result<Gpu> {
-        Gpu::open(&avoid::obey(self.options(), ui)?)
+        Gpu::open(&tuned::apply(avoid::obey(self.options(), ui)?)?)
     }
 }
 

@@ -39,6 +39,8 @@ pub mod show;
 mod show_gguf;
 pub mod study;
 pub mod test;
+pub mod tune;
+pub mod tuned;
 pub mod verify;
 
 use std::io::Write;
@@ -60,7 +62,7 @@ Exit codes:
   3 no usable GPU adapter     7 comparison out of tolerance      130 interrupted
 
 Environment: RUST_LOG sets the log level, WGPU_BACKEND and WGPU_ADAPTER_NAME narrow the adapters,
-INKNIB_MODELS names a folder where `-m NAME` is looked for, INKNIB_CACHE one for what `doctor` remembers.
+INKNIB_MODELS names a folder where `-m NAME` is looked for, INKNIB_CACHE one for what `doctor` and `tune` remember.
 
 Examples:
   inknib demo                 a picture and a conversation
@@ -106,6 +108,8 @@ pub enum Command {
     Test(test::Args),
     /// Measure the speed and memory of a model, or of every op
     Bench(bench::Args),
+    /// Measure which kernels are fastest on a GPU, and remember it
+    Tune(tune::Args),
     /// Lay results of `test` and `bench` of several adapters side by side
     Report(report::Args),
     /// List the GPUs that can be used, best first
@@ -132,6 +136,7 @@ fn dispatch(command: &Command, ui: &Ui) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(args, ui),
         Command::Test(args) => test::run(args, ui),
         Command::Bench(args) => bench::run(args, ui),
+        Command::Tune(args) => tune::run(args, ui),
         Command::Report(args) => report::run(args, ui),
         Command::Devices(args) => devices::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),

@@ -1,6 +1,6 @@
 //! The capability record: everything that kernel variants are chosen by. Never a vendor's name.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the adapter offers and what its limits are, after what the user switched off.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,6 +26,28 @@ pub struct Caps {
     pub max_buffer_bytes: u64,
     pub storage_align: u32,
     pub uniform_align: u32,
+    pub tuning: Tuning,
+}
+
+/// What no property of a device says: which of the kernels that it has are fastest on it. The defaults are for a large GPU;
+/// `inknib tune` measures (`probe/tune.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// Whether products use cooperative matrices, where the adapter has them.
+    pub matrices: bool,
+    /// Large tiles of matrices from which they are taken instead of small ones, which spread over more of a GPU.
+    pub wide_tiles: usize,
+    /// Lanes that a product of few rows should have before each takes more than one row of the weight: with sixteen bytes under
+    /// way each, half a megabyte, what a fast GPU has between a request and its answer.
+    pub busy_lanes: usize,
+    /// Whether a software adapter whose subgroups have eight lanes hands values around among them.
+    pub eight_lanes: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning { matrices: true, wide_tiles: 128, busy_lanes: 32_768, eight_lanes: true }
+    }
 }
 
 /// Optional features that can be switched off, to test what remains.
@@ -124,6 +146,7 @@ impl Caps {
             max_buffer_bytes: limits.max_buffer_size,
             storage_align: limits.min_storage_buffer_offset_alignment,
             uniform_align: limits.min_uniform_buffer_offset_alignment,
+            tuning: Tuning::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde::Serialize;
 
 use super::buffer::{Buffer, Ledger};
-use super::caps::{Caps, Without};
+use super::caps::{Caps, Tuning, Without};
 use super::fault::Fault;
 use super::kernel::{Cache, Kernel};
 use super::spec::Spec;
@@ -21,6 +21,8 @@ pub struct GpuOptions {
     pub vram_budget: Option<u64>,
     /// Optional features to leave out.
     pub without: Without,
+    /// Which kernels are fastest, where that was measured.
+    pub tuning: Option<Tuning>,
 }
 
 /// One line of `inknib devices`.
@@ -165,7 +167,8 @@ impl Gpu {
         let all = ranked(&instance);
         let index = choose(&all, options)?;
         let adapter = &all[index];
-        let summary = summary(index, adapter, options.without);
+        let mut summary = summary(index, adapter, options.without);
+        summary.caps.tuning = options.tuning.unwrap_or_default();
         let caps = &summary.caps;
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SHADER_F16, caps.f16);

@@ -11,7 +11,7 @@ mod queue;
 mod spec;
 
 pub use buffer::{Buffer, Ledger, buffer_bytes, mib};
-pub use caps::{COOP_BYTES, Caps, Without};
+pub use caps::{COOP_BYTES, Caps, Tuning, Without};
 pub use device::{
     AdapterSummary, Gpu, GpuOptions, adapters, chosen, interrupt, interrupted, no_adapter,
     prepare_environment,

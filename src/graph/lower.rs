@@ -250,7 +250,8 @@ impl Lower<'_> {
     /// and what all of them need goes around by broadcast.
     pub fn eight_lanes(&self) -> bool {
         let caps = self.caps;
-        self.software() && caps.subgroups && caps.subgroup_min == 8 && caps.subgroup_max == 8
+        let eight = caps.subgroups && caps.subgroup_min == 8 && caps.subgroup_max == 8;
+        self.software() && eight && caps.tuning.eight_lanes
     }
     /// Emits a launch.
     ///

@@ -60,6 +60,8 @@ pub struct OpMeasured {
 pub struct OpsAsked {
     /// Names of ops; none: all.
     pub ops: Vec<String>,
+    /// What the case's description has to have in it.
+    pub spec: Option<String>,
     /// Few small cases and few samples.
     pub quick: bool,
 }
@@ -100,7 +102,8 @@ impl OpsBench<'_> {
         check_names(&asked.ops)?;
         let wanted = |case: &Case| {
             let named = asked.ops.is_empty() || asked.ops.iter().any(|name| name == case.op);
-            named && (case.quick || !asked.quick)
+            let described = asked.spec.as_ref().is_none_or(|spec| case.spec.contains(spec));
+            named && described && (case.quick || !asked.quick)
         };
         let mut cases = bench_shapes::all(self.gpu.caps().software);
         cases.retain(wanted);

@@ -47,6 +47,7 @@ pub mod study;
 pub mod sweep;
 pub mod sweep_image;
 pub mod sweep_text;
+pub mod tune;
 pub mod verify;
 
 pub use evaluate::{Named, evaluate, evaluate_with, recipe};

@@ -17,19 +17,17 @@ pub(in crate::ops) struct Coop {
     across: u32,
 }
 
-/// Tiles from which the large ones keep a GPU busy; with fewer, small ones spread over more of it.
-const MANY: usize = 128;
-
 impl Coop {
     /// For m rows by n columns, where the adapter has it and x, whose numbers it multiplies as they are, is f16.
     pub(in crate::ops) fn fit(cx: &Lower<'_>, x: Elem, m: usize, n: usize) -> Option<Coop> {
         let caps = cx.caps;
-        if cx.software() || caps.coop_edge == 0 || x != Elem::F16 || n < caps.coop_edge as usize {
+        let can = !cx.software() && caps.coop_edge > 0 && caps.tuning.matrices;
+        if !can || x != Elem::F16 || n < caps.coop_edge as usize {
             return None;
         }
         let wide = Coop { edge: caps.coop_edge, subgroup: caps.subgroup_max, across: 4 };
         let tiles = m.div_ceil(wide.tile()) * n.div_ceil(wide.tile());
-        Some(if tiles >= MANY { wide } else { Coop { across: 2, ..wide } })
+        Some(if tiles >= caps.tuning.wide_tiles { wide } else { Coop { across: 2, ..wide } })
     }
     /// Those that real adapters would take, for the shader tests.
     pub(in crate::ops) fn all() -> impl Iterator<Item = Coop> {

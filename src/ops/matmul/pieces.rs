@@ -25,13 +25,14 @@ impl Pieces {
     /// As many rows of w for each group of lanes as leave enough lanes to keep memory busy. None where a processor plays the GPU,
     /// and for many rows of x.
     pub(super) fn fit(cx: &Lower<'_>, m: usize, k: usize, n: usize) -> Option<Pieces> {
-        /// Invocations with sixteen bytes under way each: half a megabyte, what a fast GPU has between a request and its answer.
-        const BUSY: usize = 32_768;
         if cx.software() || cx.reference() || m > VEC_ROWS {
             return None;
         }
         let lanes = 32.min(k.div_ceil(32).next_power_of_two()) as u32;
-        let rows = [4, 2].into_iter().find(|rows| n / rows * lanes as usize >= BUSY).unwrap_or(1);
+        let rows = [4, 2]
+            .into_iter()
+            .find(|rows| n / rows * lanes as usize >= cx.caps.tuning.busy_lanes)
+            .unwrap_or(1);
         let subgroup = cx.caps.subgroups && cx.caps.subgroup_min >= lanes;
         Some(Pieces { lanes, rows: rows as u32, subgroup, vec8: k.is_multiple_of(8) })
     }

@@ -1,0 +1,158 @@
+//! Which of a device's kernels are fastest on it: one choice after another is measured on shapes of real models, each with
+//! those before it as they were decided.
+
+use serde::Serialize;
+
+use super::bench_ops::{OpMeasured, OpsAsked, OpsBench};
+use super::ceilings::Ceilings;
+use crate::Result;
+use crate::gpu::{Caps, Elem, Gpu, Tuning};
+use crate::graph::PlanOptions;
+
+/// One thing to decide.
+pub struct Choice {
+    pub name: &'static str,
+    /// The ops that depend on it, and what their cases have in their description.
+    ops: &'static [&'static str],
+    spec: &'static str,
+    /// Words for each way, and the tuning with it.
+    ways: Vec<(String, fn(Tuning) -> Tuning)>,
+}
+
+/// How fast a way is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Way {
+    pub name: String,
+    /// The geometric mean of each case's time over what it takes by default: below 1 is faster.
+    pub of_default: f64,
+    pub cases: Vec<(String, f64)>,
+}
+
+/// What was decided of one choice.
+#[derive(Clone, Debug, Serialize)]
+pub struct Decided {
+    pub choice: &'static str,
+    /// The default first.
+    pub ways: Vec<Way>,
+    /// The one taken.
+    pub taken: usize,
+}
+
+/// A way has to be this much faster than the default to be taken: runs of one kernel differ by about as much on a quiet device.
+const GAIN: f64 = 0.97;
+
+/// The choices that this device has, each with its default first.
+pub fn choices(caps: &Caps) -> Vec<Choice> {
+    let mut all = Vec::new();
+    if caps.software {
+        if caps.subgroups && caps.subgroup_min == 8 && caps.subgroup_max == 8 {
+            all.push(Choice {
+                name: "eight lanes",
+                ops: &["matmul", "conv2d", "attention"],
+                spec: "",
+                ways: vec![
+                    ("values handed around".into(), |t| Tuning { eight_lanes: true, ..t }),
+                    ("each lane by itself".into(), |t| Tuning { eight_lanes: false, ..t }),
+                ],
+            });
+        }
+        return all;
+    }
+    if caps.coop_edge > 0 {
+        all.push(Choice {
+            name: "products of matrices",
+            ops: &["matmul", "conv2d"],
+            spec: "int4",
+            ways: vec![
+                ("cooperative matrices".into(), |t| Tuning { matrices: true, ..t }),
+                ("register tiles".into(), |t| Tuning { matrices: false, ..t }),
+            ],
+        });
+        all.push(Choice {
+            name: "tiles of matrices",
+            ops: &["matmul", "conv2d"],
+            spec: "int4",
+            ways: vec![
+                ("large from 128 on".into(), |t| Tuning { wide_tiles: 128, ..t }),
+                ("large from 32 on".into(), |t| Tuning { wide_tiles: 32, ..t }),
+                ("large from 512 on".into(), |t| Tuning { wide_tiles: 512, ..t }),
+                ("small".into(), |t| Tuning { wide_tiles: usize::MAX, ..t }),
+            ],
+        });
+    }
+    all.push(Choice {
+        name: "lanes of a product with a vector",
+        ops: &["matmul"],
+        spec: "gemv",
+        ways: vec![
+            ("32768 busy".into(), |t| Tuning { busy_lanes: 32_768, ..t }),
+            ("8192 busy".into(), |t| Tuning { busy_lanes: 8192, ..t }),
+            ("131072 busy".into(), |t| Tuning { busy_lanes: 131_072, ..t }),
+        ],
+    });
+    all
+}
+
+/// Told what is measured next.
+pub type OnWay<'a> = dyn FnMut(&str, &str) + 'a;
+
+/// Decides every choice. `open` gives the device with a tuning.
+///
+/// # Errors
+/// As opening and running do; `Interrupted` on Ctrl-C.
+pub fn tune(
+    open: &dyn Fn(Tuning) -> Result<Gpu>,
+    act: Elem,
+    quick: bool,
+    on_way: &mut OnWay<'_>,
+) -> Result<(Tuning, Vec<Decided>)> {
+    let mut tuning = Tuning::default();
+    let gpu = open(tuning)?;
+    let ceilings = Ceilings::measure(&gpu)?;
+    let mut decided = Vec::new();
+    for choice in choices(gpu.caps()) {
+        let mut ways: Vec<Way> = Vec::new();
+        for (name, with) in &choice.ways {
+            on_way(choice.name, name);
+            let gpu = open(with(tuning))?;
+            let options = PlanOptions::default();
+            let bench = OpsBench { gpu: &gpu, ceilings, act, options: &options };
+            let ops = choice.ops.iter().map(|op| op.to_string()).collect();
+            let asked = OpsAsked { ops, spec: Some(choice.spec.into()), quick };
+            let rows = bench.measure(&asked, &mut |_, _, _| {})?;
+            ways.push(way(name, &rows, ways.first()));
+        }
+        let best =
+            (1..ways.len()).min_by(|a, b| ways[*a].of_default.total_cmp(&ways[*b].of_default));
+        let taken = best.filter(|best| ways[*best].of_default < GAIN).unwrap_or(0);
+        tuning = choice.ways[taken].1(tuning);
+        decided.push(Decided { choice: choice.name, ways, taken });
+    }
+    Ok((tuning, decided))
+}
+
+fn way(name: &str, rows: &[OpMeasured], default: Option<&Way>) -> Way {
+    let case = |r: &OpMeasured| (format!("{} {} {}", r.op, r.spec, r.shape), r.ms);
+    let cases: Vec<(String, f64)> = rows.iter().map(case).collect();
+    let of_default = default.map_or(1.0, |default| ratio(&cases, &default.cases));
+    Way { name: name.into(), of_default, cases }
+}
+
+/// The geometric mean of what corresponding cases take, one over the other.
+fn ratio(cases: &[(String, f64)], over: &[(String, f64)]) -> f64 {
+    let logs = cases.iter().zip(over).map(|((_, a), (_, b))| (a / b).ln());
+    (logs.sum::<f64>() / cases.len().max(1) as f64).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twice_as_fast_and_twice_as_slow_is_as_fast() {
+        let of = |times: [f64; 2]| times.map(|ms| (String::new(), ms)).to_vec();
+        assert!((ratio(&of([1.0, 4.0]), &of([2.0, 2.0])) - 1.0).abs() < 1e-12);
+        assert!((ratio(&of([1.0, 1.0]), &of([2.0, 2.0])) - 0.5).abs() < 1e-12);
+        assert_eq!(ratio(&[], &[]), 1.0);
+    }
+}
