@@ -24,10 +24,10 @@ failed=
 say() { printf '%s\n' "$*" >&2; }
 # step NAME COMMAND...: its output into OUTDIR/NAME.log, its name among the failed if it fails
 step() {
-    name=$1
+    step=$1
     shift
-    say "== $name: $*"
-    "$@" >"$out/$name.log" 2>&1 || { failed="$failed $name"; tail -n 5 "$out/$name.log" >&2; }
+    say "== $step: $*"
+    "$@" >"$out/$step.log" 2>&1 || { failed="$failed $step"; tail -n 5 "$out/$step.log" >&2; }
 }
 
 step doctor "$inknib" doctor
@@ -36,7 +36,10 @@ step ops "$inknib" bench --ops -o "$out/ops.json" -o "$out/ops.md" -o "$out/ops.
 for model in $models; do
     folder=$scratch/$model
     [ -e "$folder/model.safetensors" ] || step "$model-make" python3 tools/synthetic_llm.py "$model" "$folder"
-    step "$model" "$inknib" bench -m "$folder" --weights int4-g32-uniform-absmax,fp16 -p 512 -n 128 -o "$out/$model.json" -o "$out/$model.md"
+    for weights in int4-g32-uniform-absmax fp16; do
+        name=$model-${weights%%-*}
+        step "$name" "$inknib" bench -m "$folder" --weights $weights -p 512 -n 128 -o "$out/$name.json" -o "$out/$name.md"
+    done
     gguf=${GGUF_DIR:-}/$model-Q4_0.gguf
     if [ -n "${LLAMA_BENCH:-}" ] && [ -e "$gguf" ]; then
         step "$model-llama.cpp" "$LLAMA_BENCH" -m "$gguf" -p 512 -n 128 -o json
@@ -54,5 +57,5 @@ if [ -n "${SD:-}" ] && [ -n "${SD_MODEL:-}" ]; then
     step sd.cpp "$SD" -m "$SD_MODEL" -p 'a lighthouse' -H 512 -W 512 --steps 10 -o "$scratch/sd.png"
 fi
 "$inknib" report "$out"/test.json "$out"/ops.json -o "$out/index.html" -o "$out/README.md" || failed="$failed report"
-cat "$out"/ops.md "$out"/*[0-9bm].md 2>/dev/null
+cat "$out"/ops.md "$out"/*-int4.md "$out"/*-fp16.md "$out"/sd15.md 2>/dev/null
 [ -z "$failed" ] || { say "did not pass:$failed (see $out/NAME.log)"; exit 1; }

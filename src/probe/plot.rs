@@ -297,7 +297,7 @@ impl Plot {
             if name.is_empty() {
                 continue;
             }
-            let width = 23.0 + 6.2 * name.chars().count() as f64 + 14.0;
+            let width = 23.0 + 6.9 * name.chars().count() as f64 + 14.0;
             if at > LEFT && at + width > WIDTH {
                 (at, row) = (LEFT, row + 1);
             }

@@ -203,9 +203,8 @@ impl SideBySide {
             std::iter::once((*op).to_string()).chain(cells).collect()
         });
         let rows: Vec<Vec<String>> = rows.collect();
-        let headings = std::iter::once("op".to_string())
-            .chain(tested.iter().map(|s| format!("{}: {}", s.letter, s.adapter)));
-        self.table(headings.collect(), rows);
+        let headings = headings("op", tested.iter().copied());
+        self.table(headings, rows);
         let mut failures = Vec::new();
         for stack in &tested {
             for case in stack.cases.iter().filter(|c| c.status != Status::Passed) {
@@ -263,7 +262,7 @@ impl SideBySide {
             names.extend(ceilings.into_iter().flatten().map(|(name, _)| name.clone()));
         }
         dedup(&mut names);
-        let letters = || benched.iter().map(|(s, _)| format!("{}: {}", s.letter, s.adapter));
+        let headings = |first: &str| headings(first, benched.iter().map(|(stack, _)| *stack));
         let rows = names.iter().filter_map(|name| {
             let cells = benched.iter().map(|(_, bench)| number(&bench["ceilings"][name]));
             let cells: Vec<String> = cells.collect();
@@ -272,7 +271,7 @@ impl SideBySide {
         });
         let rows: Vec<Vec<String>> = rows.collect();
         self.paragraph("Ceilings, measured on each adapter:");
-        self.table(std::iter::once("ceiling".into()).chain(letters()).collect(), rows);
+        self.table(headings("ceiling"), rows);
         let of = |bench: &Value, name: &str| bench[name].as_array().cloned().unwrap_or_default();
         let mut keys: Vec<String> = Vec::new();
         for (_, bench) in &benched {
@@ -293,7 +292,7 @@ impl SideBySide {
         });
         let rows = rows.collect();
         self.paragraph("Time, and the fraction of the adapter's own ceiling:");
-        self.table(std::iter::once("what".into()).chain(letters()).collect(), rows);
+        self.table(headings("what"), rows);
     }
 
     /// One self-contained page.
@@ -329,6 +328,17 @@ impl SideBySide {
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.map(str::to_string).to_vec()
+}
+
+/// A column for each stack behind the first: by letter and name, or by letters alone where names would make the table too wide.
+fn headings<'a>(first: &str, stacks: impl Iterator<Item = &'a Stack> + Clone) -> Vec<String> {
+    const NAMED: usize = 4;
+    let few = stacks.clone().count() <= NAMED;
+    let name = |stack: &Stack| match few {
+        true => format!("{}: {}", stack.letter, stack.adapter),
+        false => stack.letter.clone(),
+    };
+    std::iter::once(first.to_string()).chain(stacks.map(name)).collect()
 }
 
 /// Keeps the first of equal names, in order.
