@@ -71,6 +71,8 @@ pub(super) struct Shared<'a> {
     loaded: RefCell<Vec<LoadedTensor>>,
     /// Bytes handed to the driver since it was last given time to copy them.
     in_flight: Cell<u64>,
+    /// Weights read since the checkpoint's pages were last given back.
+    read: Cell<usize>,
     /// Bytes of matrices that may still become resident; what comes later stays on the host.
     room: Cell<u64>,
     /// Nothing is read and nothing goes to the GPU: layers have sizes alone.
@@ -79,6 +81,9 @@ pub(super) struct Shared<'a> {
 
 /// Bytes of weights that may wait in the driver's staging memory before they are sent on.
 const FLUSH_BYTES: u64 = 128 << 20;
+
+/// Weights after which pages of the checkpoint are given back: without that the process is as large as the file.
+const RELEASE: usize = 32 << 20;
 
 /// A place in a checkpoint (`down_blocks.0.attentions.1`), from which layers are loaded.
 #[derive(Clone)]
@@ -102,11 +107,20 @@ impl<'a> Loader<'a> {
         recipe: &'a Recipe,
         progress: Option<&'a dyn Fn(&LoadedTensor)>,
     ) -> Loader<'a> {
-        let (loaded, in_flight) = Default::default();
+        let (loaded, in_flight, read) = Default::default();
         let room = Cell::new(u64::MAX);
         let outline = Cell::new(false);
-        let shared =
-            Rc::new(Shared { gpu, store, recipe, progress, loaded, in_flight, room, outline });
+        let shared = Rc::new(Shared {
+            gpu,
+            store,
+            recipe,
+            progress,
+            loaded,
+            in_flight,
+            read,
+            room,
+            outline,
+        });
         Loader { shared, path: String::new(), adapters: None, cached: None }
     }
 
@@ -173,6 +187,11 @@ impl<'a> Loader<'a> {
             shared.gpu.submit(&[])?;
             shared.gpu.wait()?;
             shared.in_flight.set(0);
+        }
+        shared.read.set(shared.read.get() + tensor.elements);
+        if shared.read.get() > RELEASE {
+            shared.store.release();
+            shared.read.set(0);
         }
         shared.loaded.borrow_mut().push(tensor);
         Ok(())

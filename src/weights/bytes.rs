@@ -27,6 +27,16 @@ impl Bytes {
         Ok(Bytes::Mapped(map))
     }
 
+    /// Gives back to the system the pages of a mapped file that were read; reading again brings them back.
+    pub(super) fn release(&self) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self {
+            // SAFETY: the map is of a file and read only, so that its pages come back from there as they were.
+            // Where it fails, the pages stay.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     pub(super) fn get(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,

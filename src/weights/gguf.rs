@@ -69,6 +69,9 @@ impl Gguf {
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Gguf> {
         Gguf::new(Path::new(name), Bytes::Held(bytes))
     }
+    pub(super) fn release(&self) {
+        self.bytes.release();
+    }
 
     pub(super) fn new(path: &Path, bytes: Bytes) -> Result<Gguf> {
         let (version, values, tensors) = read(bytes.get()).map_err(|why| {

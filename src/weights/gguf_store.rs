@@ -21,6 +21,9 @@ pub(super) struct GgufTensors {
 }
 
 impl GgufTensors {
+    pub(super) fn release(&self) {
+        self.gguf.release();
+    }
     /// The tensors of a language model.
     pub(super) fn new(gguf: Arc<Gguf>) -> Result<GgufTensors> {
         let sources = sources(&gguf, Architecture::of(&gguf)?)?;

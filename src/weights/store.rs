@@ -259,6 +259,14 @@ impl WeightStore {
         self.entries.contains_key(name)
     }
 
+    /// Gives the pages of mapped files that were read back to the system; tensors that are read again bring them back.
+    pub fn release(&self) {
+        self.shards.iter().for_each(|shard| shard.bytes.release());
+        if let Some(gguf) = &self.gguf {
+            gguf.release();
+        }
+    }
+
     /// Whether the file itself has a tensor of this name, type and shape.
     pub(super) fn entry_is(&self, name: &str, dtype: Dtype, shape: &[usize]) -> bool {
         self.entries.get(name).is_some_and(|e| e.dtype == dtype && e.shape == shape)
