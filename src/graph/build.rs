@@ -136,7 +136,9 @@ impl<'a> Builder<'a> {
     fn others(&self, nodes: &[Node], live: &[bool], id: usize) -> Vec<usize> {
         let node = &nodes[id];
         let (Some(op), Some(x)) = (&node.op, node.inputs.first()) else { return Vec::new() };
-        if !self.options.kernels.on(self.caps).for_hardware(self.caps) {
+        // An op that would not join itself joins nothing.
+        let real = self.options.kernels.on(self.caps).for_hardware(self.caps);
+        if !real || !op.joins(op.as_ref()) {
             return Vec::new();
         }
         let mut found = Vec::new();

@@ -94,6 +94,10 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &Matmul, others: &[Joint]) -> Res
         return Ok(false);
     };
     let Some(places) = a.beside([*a, *b, *c].into_iter()) else { return Ok(false) };
+    // The kernel knows one first row and one length of caches.
+    if all.iter().filter(|m| m.into_cache).count() > 1 {
+        return Ok(false);
+    }
 
     let mut p = Params { k: k as u32, blocks: k.div_ceil(8) as u32, ..Default::default() };
     for (i, (matmul, [words, scales])) in all.iter().zip(&places).enumerate() {
