@@ -29,27 +29,7 @@ fn main(
     let r2 = row_at(0u, 0u, n.z, info.cubic);
     let r3 = row_at(0u, 0u, n.w, info.cubic);
     let m = group.z;
-    var sum = vec4f();
-    var square = 0.0;
-    for (var piece = lane; piece < (p.blocks + 3u) / 4u; piece += LANES) {
-        var v = piece_of(m, piece);
-        if (NORM) {
-            square += (squares(v.a) + squares(v.b)) + (squares(v.c) + squares(v.d));
-            let c8 = 4u * piece;
-            v = Piece(scaled(v.a, c8), scaled(v.b, c8 + 1u), scaled(v.c, c8 + 2u), scaled(v.d, c8 + 3u));
-        }
-        sum.x += dot32(r0, piece, v);
-        if (ROWS > 1u) { sum.y += dot32(r1, piece, v); }
-        if (ROWS > 2u) {
-            sum.z += dot32(r2, piece, v);
-            sum.w += dot32(r3, piece, v);
-        }
-    }
-    sum = reduce_lanes4(sum, local);
-    if (NORM) {
-        square = reduce_lanes4(vec4f(square), local).x;
-        sum *= inverseSqrt(square / f32(p.k) + bitcast<f32>(EPS));
-    }
+    let sum = products(m, lane, local, r0, r1, r2, r3);
     // Lane i stores row i: two lanes are the least.
     for (var i = lane; i < ROWS; i += LANES) {
         if (first + i < p.n) {

@@ -13,13 +13,32 @@ use crate::{Error, Result};
 
 const FILE: &str = "drivers.json";
 
-/// One driver that computes something wrong. Another version of it, or of inknib, has to be tested again.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+/// What something that is known goes for: another version of the driver, or of inknib, has to be tried again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Subject {
     pub adapter: String,
     pub driver: String,
     pub backend: String,
     pub version: String,
+}
+
+impl Subject {
+    /// This adapter and this version of inknib.
+    pub fn of(adapter: &AdapterSummary) -> Subject {
+        Subject {
+            adapter: adapter.name.clone(),
+            driver: adapter.driver.clone(),
+            backend: adapter.backend.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+/// One driver that computes something wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    #[serde(flatten)]
+    pub of: Subject,
     /// Words of `--without`.
     pub avoid: Vec<String>,
     /// False where nothing computes right, whatever is left out.
@@ -33,17 +52,11 @@ impl Entry {
     pub fn new(adapter: &AdapterSummary, avoid: Option<Without>, why: &str) -> Entry {
         let words = avoid.unwrap_or_default().words();
         Entry {
-            adapter: adapter.name.clone(),
-            driver: adapter.driver.clone(),
-            backend: adapter.backend.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            of: Subject::of(adapter),
             avoid: words.into_iter().map(String::from).collect(),
             usable: avoid.is_some(),
             why: why.into(),
         }
-    }
-    fn key(&self) -> [&str; 4] {
-        [&self.adapter, &self.driver, &self.backend, &self.version]
     }
     /// The adapter without what is to be avoided on it.
     ///
@@ -54,7 +67,7 @@ impl Entry {
             return Err(Error::OutOfTolerance(format!(
                 "{}: `inknib doctor` found that no kernel computes right on this driver ({}); update the \
                  driver or take another --device; `inknib doctor --forget` lets it be tried all the same",
-                self.adapter, self.why
+                self.of.adapter, self.why
             )));
         }
         let without = Without::parse(&self.avoid.join(","))?;
@@ -110,8 +123,8 @@ pub(super) fn write<T: Serialize>(file: &Path, entries: &[T]) -> Result<()> {
 
 /// What is known of the adapter that these options name.
 pub fn known(adapter: &AdapterSummary) -> Option<Entry> {
-    let wanted = Entry::new(adapter, None, "");
-    read::<Entry>(&file()?).into_iter().find(|entry| entry.key() == wanted.key())
+    let wanted = Subject::of(adapter);
+    read::<Entry>(&file()?).into_iter().find(|entry| entry.of == wanted)
 }
 
 /// Replaces what is known of an adapter; an entry that avoids nothing is not kept. Returns whether the file
@@ -120,7 +133,7 @@ pub fn remember(entry: Entry) -> Result<bool> {
     let Some(file) = file() else { return Ok(false) };
     let before: Vec<Entry> = read(&file);
     let mut entries: Vec<Entry> =
-        before.iter().filter(|other| other.key() != entry.key()).cloned().collect();
+        before.iter().filter(|other| other.of != entry.of).cloned().collect();
     if !entry.usable || !entry.avoid.is_empty() {
         entries.push(entry);
     }
@@ -151,7 +164,7 @@ pub fn obey(options: GpuOptions, ui: &Ui) -> Result<GpuOptions> {
         ui.warn(&format!(
             "{}: {} not used, because `inknib doctor` found it wrong on this driver ({}); \
              `inknib doctor --forget` undoes that",
-            entry.adapter,
+            entry.of.adapter,
             entry.avoid.join(" and "),
             entry.why
         ));

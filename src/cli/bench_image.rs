@@ -101,7 +101,7 @@ fn measure(
         gpu,
         nets: &nets,
         ceiling,
-        fma: ceilings.gflop_s(),
+        fma: ceilings.fma_gflop_s,
         act,
         options,
         repetitions,

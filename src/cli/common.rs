@@ -29,7 +29,8 @@ pub struct GpuArgs {
     /// GPU memory that may be taken in all, e.g. 4G, 512MiB or bytes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub vram_budget: Option<u64>,
-    /// Leave optional features out: f16,subgroups,timestamps,limits or all (to test what remains); also
+    /// Leave optional features out: f16,subgroups,timestamps,coop (cooperative
+    /// matrices),limits or all (to test what remains); also
     /// fast-kernels, which leaves the reference kernels
     #[arg(long, value_name = "LIST", value_parser = Without::parse)]
     pub without: Option<Without>,
@@ -42,12 +43,11 @@ impl GpuArgs {
             device: self.device.clone(),
             vram_budget: self.vram_budget,
             without: self.without.unwrap_or_default(),
-            ..GpuOptions::default()
         }
     }
-    /// Opens the adapter, without what `inknib doctor` found wrong on it.
+    /// Opens the adapter, without what `inknib doctor` found wrong on it and with what `inknib tune` found fastest.
     pub fn open(&self, ui: &Ui) -> Result<Gpu> {
-        Gpu::open(&tuned::apply(avoid::obey(self.options(), ui)?)?)
+        Gpu::open(&avoid::obey(self.options(), ui)?).map(tuned::apply)
     }
 }
 

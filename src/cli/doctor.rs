@@ -100,7 +100,7 @@ fn forget(ui: &Ui) -> Result<()> {
     }
     for entry in &gone {
         let avoid = if entry.usable { entry.avoid.join(" and ") } else { "everything".into() };
-        ui.line(&format!("{} ({}): {avoid} is used again", entry.adapter, entry.driver))?;
+        ui.line(&format!("{} ({}): {avoid} is used again", entry.of.adapter, entry.of.driver))?;
     }
     match gone.is_empty() {
         true => ui.line("Nothing was remembered."),

@@ -114,6 +114,9 @@ fn lesser(gpu: &Gpu, act: Elem) -> Vec<Without> {
     let nothing = Without::default();
     let (f16, subgroups) = (act == Elem::F16, gpu.caps().subgroups);
     let mut all = Vec::new();
+    if gpu.caps().coop_edge > 0 && f16 {
+        all.push(Without { coop: true, ..nothing });
+    }
     if subgroups {
         all.push(Without { subgroups, ..nothing });
     }

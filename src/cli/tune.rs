@@ -6,7 +6,7 @@ use super::avoid;
 use super::common::{ActivationChoice, GpuArgs, Ui, table};
 use super::tuned;
 use crate::Result;
-use crate::gpu::{Gpu, GpuOptions, Tuning, chosen};
+use crate::gpu::{Gpu, Tuning, chosen};
 use crate::probe::tune::{Decided, tune};
 
 const EXAMPLES: &str = "\
@@ -45,7 +45,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
         ui.note(&format!("{}: {words}", adapter.name));
         return if ui.json() { ui.answer(&json!({ "forgotten": changed })) } else { Ok(()) };
     }
-    let open = |tuning: Tuning| Gpu::open(&GpuOptions { tuning: Some(tuning), ..options.clone() });
+    let open = |tuning: Tuning| Ok(Gpu::open(&options)?.tuned(tuning));
     let act = args.activations.resolve(&open(Tuning::default())?)?;
     let spinner = ui.bar("tune", 0);
     let (tuning, decided) = tune(&open, act, args.quick, &mut |choice, way| {

@@ -4,35 +4,17 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::avoid::{cache_folder, read, write};
+use super::avoid::{Subject, cache_folder, read, write};
 use crate::Result;
-use crate::gpu::{AdapterSummary, GpuOptions, Tuning, chosen};
+use crate::gpu::{AdapterSummary, Gpu, Tuning};
 
 const FILE: &str = "tuning.json";
 
-/// One driver. Another version of it, or of inknib, has to be measured again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Entry {
-    adapter: String,
-    driver: String,
-    backend: String,
-    version: String,
+    #[serde(flatten)]
+    of: Subject,
     tuning: Tuning,
-}
-
-impl Entry {
-    fn new(adapter: &AdapterSummary, tuning: Tuning) -> Entry {
-        Entry {
-            adapter: adapter.name.clone(),
-            driver: adapter.driver.clone(),
-            backend: adapter.backend.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            tuning,
-        }
-    }
-    fn same(&self, other: &Entry) -> bool {
-        Entry { tuning: other.tuning, ..self.clone() } == *other
-    }
 }
 
 /// The file with all entries, if there is a place for it.
@@ -43,10 +25,10 @@ pub fn file() -> Option<PathBuf> {
 /// Replaces what is known of an adapter, or takes it away. Returns whether the file changed.
 pub fn remember(adapter: &AdapterSummary, tuning: Option<Tuning>) -> Result<bool> {
     let Some(file) = file() else { return Ok(false) };
-    let entry = Entry::new(adapter, tuning.unwrap_or_default());
+    let of = Subject::of(adapter);
     let before: Vec<Entry> = read(&file);
-    let mut entries: Vec<Entry> = before.iter().filter(|old| !old.same(&entry)).cloned().collect();
-    entries.extend(tuning.map(|_| entry));
+    let mut entries: Vec<Entry> = before.iter().filter(|old| old.of != of).cloned().collect();
+    entries.extend(tuning.map(|tuning| Entry { of, tuning }));
     if entries == before {
         return Ok(false);
     }
@@ -54,16 +36,12 @@ pub fn remember(adapter: &AdapterSummary, tuning: Option<Tuning>) -> Result<bool
     Ok(true)
 }
 
-/// The options with what was measured on the adapter that they name.
-///
-/// # Errors
-/// As choosing an adapter does.
-pub fn apply(options: GpuOptions) -> Result<GpuOptions> {
+/// The device with what was measured on it, if anything was.
+pub fn apply(gpu: Gpu) -> Gpu {
     let entries: Vec<Entry> = file().map(|file| read(&file)).unwrap_or_default();
-    if entries.is_empty() {
-        return Ok(options);
+    let of = Subject::of(gpu.adapter());
+    match entries.into_iter().find(|entry| entry.of == of) {
+        Some(entry) => gpu.tuned(entry.tuning),
+        None => gpu,
     }
-    let wanted = Entry::new(&chosen(&options)?, Tuning::default());
-    let found = entries.into_iter().find(|entry| entry.same(&wanted));
-    Ok(GpuOptions { tuning: options.tuning.or(found.map(|entry| entry.tuning)), ..options })
 }

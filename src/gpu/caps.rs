@@ -36,10 +36,10 @@ pub struct Tuning {
     /// Whether products use cooperative matrices, where the adapter has them.
     pub matrices: bool,
     /// Large tiles of matrices from which they are taken instead of small ones, which spread over more of a GPU.
-    pub wide_tiles: usize,
+    pub wide_tiles: u32,
     /// Lanes that a product of few rows should have before each takes more than one row of the weight: with sixteen bytes under
     /// way each, half a megabyte, what a fast GPU has between a request and its answer.
-    pub busy_lanes: usize,
+    pub busy_lanes: u32,
     /// Whether a software adapter whose subgroups have eight lanes hands values around among them.
     pub eight_lanes: bool,
 }

@@ -21,8 +21,6 @@ pub struct GpuOptions {
     pub vram_budget: Option<u64>,
     /// Optional features to leave out.
     pub without: Without,
-    /// Which kernels are fastest, where that was measured.
-    pub tuning: Option<Tuning>,
 }
 
 /// One line of `inknib devices`.
@@ -167,8 +165,7 @@ impl Gpu {
         let all = ranked(&instance);
         let index = choose(&all, options)?;
         let adapter = &all[index];
-        let mut summary = summary(index, adapter, options.without);
-        summary.caps.tuning = options.tuning.unwrap_or_default();
+        let summary = summary(index, adapter, options.without);
         let caps = &summary.caps;
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SHADER_F16, caps.f16);
@@ -219,6 +216,13 @@ impl Gpu {
         Ok(Gpu { inner: Arc::new(inner) })
     }
 
+    /// The device with what was measured on it, before clones or plans of it are made.
+    pub fn tuned(mut self, tuning: Tuning) -> Gpu {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.summary.caps.tuning = tuning;
+        }
+        self
+    }
     pub fn caps(&self) -> &Caps {
         &self.inner.summary.caps
     }

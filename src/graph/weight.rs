@@ -81,12 +81,6 @@ pub struct WeightInfo {
     pub pad1: u32,
 }
 
-const F32_PART: Source = source!("parts/weight_f32.wgsl");
-const F16_PART: Source = source!("parts/weight_f16.wgsl");
-const Q8_PART: Source = source!("parts/weight_q8.wgsl");
-const Q4_PART: Source = source!("parts/weight_q4.wgsl");
-const Q4Z_PART: Source = source!("parts/weight_q4z.wgsl");
-
 impl Weight {
     /// Copies a packed weight to the GPU, in as many windows as the binding limit asks for.
     pub fn upload(gpu: &Gpu, label: &str, packed: &Packed) -> Result<Weight> {
@@ -234,40 +228,54 @@ impl Weight {
     }
 }
 
-/// Joins the part that decodes this format.
-pub fn weight_part(spec: Spec, format: Format) -> Spec {
-    match format {
-        Format::F32 => spec.part(F32_PART),
-        Format::F16 => spec.part(F16_PART),
-        Format::Q8 { group } => spec.part(Q8_PART).u32("GROUP", group),
-        Format::Q4 { group, cubic, offset: Offset::None } => {
-            spec.part(Q4_PART).u32("GROUP", group).flag("CUBIC", cubic != 0.0)
-        }
-        Format::Q4 { group, offset, .. } => {
-            spec.part(Q4Z_PART).u32("GROUP", group).flag("OFFSET_MIN", offset == Offset::Min)
+/// A part for each kind of format.
+struct Parts {
+    f32: Source,
+    f16: Source,
+    q8: Source,
+    q4: Source,
+    q4z: Source,
+}
+
+const DECODE: Parts = Parts {
+    f32: source!("parts/weight_f32.wgsl"),
+    f16: source!("parts/weight_f16.wgsl"),
+    q8: source!("parts/weight_q8.wgsl"),
+    q4: source!("parts/weight_q4.wgsl"),
+    q4z: source!("parts/weight_q4z.wgsl"),
+};
+const DOT: Parts = Parts {
+    f32: source!("parts/dot_f32.wgsl"),
+    f16: source!("parts/dot_f16.wgsl"),
+    q8: source!("parts/dot_q8.wgsl"),
+    q4: source!("parts/dot_q4.wgsl"),
+    q4z: source!("parts/dot_q4z.wgsl"),
+};
+
+impl Parts {
+    fn join(&self, spec: Spec, format: Format) -> Spec {
+        match format {
+            Format::F32 => spec.part(self.f32),
+            Format::F16 => spec.part(self.f16),
+            Format::Q8 { group } => spec.part(self.q8).u32("GROUP", group),
+            Format::Q4 { group, cubic, offset: Offset::None } => {
+                spec.part(self.q4).u32("GROUP", group).flag("CUBIC", cubic != 0.0)
+            }
+            Format::Q4 { group, offset, .. } => {
+                spec.part(self.q4z).u32("GROUP", group).flag("OFFSET_MIN", offset == Offset::Min)
+            }
         }
     }
 }
 
-const F32_DOT: Source = source!("parts/dot_f32.wgsl");
-const F16_DOT: Source = source!("parts/dot_f16.wgsl");
-const Q8_DOT: Source = source!("parts/dot_q8.wgsl");
-const Q4_DOT: Source = source!("parts/dot_q4.wgsl");
-const Q4Z_DOT: Source = source!("parts/dot_q4z.wgsl");
+/// Joins the part that decodes this format.
+pub fn weight_part(spec: Spec, format: Format) -> Spec {
+    DECODE.join(spec, format)
+}
 
 /// Joins the part that multiplies thirty-two channels of a row in this format with x: `dot32(row, piece, x)`.
 pub fn dot_part(spec: Spec, format: Format) -> Spec {
-    match format {
-        Format::F32 => spec.part(F32_DOT),
-        Format::F16 => spec.part(F16_DOT),
-        Format::Q8 { group } => spec.part(Q8_DOT).u32("GROUP", group),
-        Format::Q4 { group, cubic, offset: Offset::None } => {
-            spec.part(Q4_DOT).u32("GROUP", group).flag("CUBIC", cubic != 0.0)
-        }
-        Format::Q4 { group, offset, .. } => {
-            spec.part(Q4Z_DOT).u32("GROUP", group).flag("OFFSET_MIN", offset == Offset::Min)
-        }
-    }
+    DOT.join(spec, format)
 }
 
 /// Where things lie one after another in a buffer, each from where any adapter may bind it.

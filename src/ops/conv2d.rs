@@ -24,6 +24,8 @@ const LANES: Source = source!("conv2d_lanes.wgsl");
 const TILED: Source = source!("conv2d_tiled.wgsl");
 const COOP: Source = source!("conv2d_coop.wgsl");
 const REFERENCE: Source = source!("reference/conv2d.wgsl");
+/// What becomes of a sum, in all but the reference.
+const OUT: Source = source!("parts/conv_out.wgsl");
 const GATHER: Source = source!("parts/conv_gather.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
 const ONE_VEC: Source = source!("parts/conv_one_vec.wgsl");
@@ -393,10 +395,10 @@ struct Form {
 fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
     let (spec, vec8) = match variant {
         Variant::Reference => (Spec::new(REFERENCE), false),
-        Variant::Tile { vec8 } => (Spec::new(TILE).part(GATHER), vec8),
-        Variant::Lanes { vec8 } => (Spec::new(LANES).part(GATHER), vec8),
-        Variant::Tiled { vec8 } => (Spec::new(TILED).part(TILE64).part(GATHER), vec8),
-        Variant::Coop { coop, vec8 } => (coop.join(Spec::new(COOP)).part(GATHER), vec8),
+        Variant::Tile { vec8 } => (Spec::new(TILE).part(OUT).part(GATHER), vec8),
+        Variant::Lanes { vec8 } => (Spec::new(LANES).part(OUT).part(GATHER), vec8),
+        Variant::Tiled { vec8 } => (Spec::new(TILED).part(OUT).part(TILE64).part(GATHER), vec8),
+        Variant::Coop { coop, vec8 } => (coop.join(Spec::new(COOP)).part(OUT).part(GATHER), vec8),
     };
     let spec = match (form.two, vec8) {
         (false, true) => spec.part(ONE_VEC).alias4("xload", x),

@@ -215,14 +215,13 @@ impl Matmul {
     ) -> Result<Dispatch> {
         let x = cx.input(0)?;
         let (n, k) = (chunk.rows, x.shape.last());
-        let blocks = k.div_ceil(8);
         let p = Params {
             m: (m - first) as u32,
             n: n as u32,
             k: k as u32,
             n0: chunk.row0 as u32,
             n_total: self.weight.rows() as u32,
-            blocks: blocks as u32,
+            blocks: k.div_ceil(8) as u32,
             m0: (m0 - first) as u32,
             context: if self.into_cache { cx.output().shape.rows() as u32 } else { 0 },
         };
@@ -259,8 +258,15 @@ impl Matmul {
                 _ => weight_part(spec, self.weight.format()),
             })
             .flops(2 * (m - m0) * n * k);
-        let m = m - m0;
-        Ok(match variant {
+        Ok(variant.launch(dispatch, m - m0, n, k))
+    }
+}
+
+impl Variant {
+    /// Workgroups and trips for m rows of x of k channels, by n rows of w.
+    fn launch(self, dispatch: Dispatch, m: usize, n: usize, k: usize) -> Dispatch {
+        let blocks = k.div_ceil(8);
+        match self {
             Variant::Reference => dispatch.linear(m * n, 64).trips(k),
             Variant::Vec { .. } => {
                 let mut d = dispatch.linear(n, VEC_WG as usize);
@@ -288,7 +294,7 @@ impl Matmul {
                 let trips = coop.trips(blocks) + coop.epilogue_trips();
                 dispatch.groups(n.div_ceil(tile), m.div_ceil(tile), 1).trips(trips)
             }
-        })
+        }
     }
 }
 
@@ -428,15 +434,21 @@ fn spec(variant: Variant, form: Form) -> Spec {
         .flag("INTO_CACHE", form.into_cache)
 }
 
+/// Everything fused that a kernel may have, for rows that are and are not whole vectors.
+fn forms(x: Elem) -> Vec<(bool, Form)> {
+    let (activation, bias, eps) = (Act::Silu, true, Some(1e-5f32.to_bits()));
+    let of = |tail, into_cache| Form { x, act: x, out: x, activation, bias, tail, into_cache, eps };
+    let add = of(Tail::Add, false);
+    let (gate, cache) = (of(Tail::Multiply, false), of(Tail::None, true));
+    vec![(true, add), (false, add), (true, gate), (true, cache)]
+}
+
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for format in formats() {
         for x in ACTS {
-            let (activation, bias, tail, into_cache) = (Act::Silu, true, Tail::Add, false);
-            let eps = Some(1e-5f32.to_bits());
-            let form = Form { x, act: x, out: x, activation, bias, tail, into_cache, eps };
-            for vec8 in [true, false] {
+            for (vec8, form) in forms(x) {
                 for variant in [
                     Variant::Reference,
                     Variant::Vec { vec8 },

@@ -62,7 +62,7 @@ pub struct Measured {
     /// Floating-point operations a second of a prompt, as its plans count them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gflop_s: Option<f64>,
-    /// Of generation: bytes a second over those of a copy. Of a prompt: operations a second over the FMA rate.
+    /// Of generation: bytes a second over those of a copy. Of a prompt: operations a second over the rate of FMA or of matrices, whichever is higher.
     pub fraction_of_ceiling: f64,
 }
 

@@ -42,7 +42,7 @@ pub struct OpMeasured {
     pub gb_s: f64,
     /// Absent for ops that move numbers and do not compute.
     pub gflop_s: Option<f64>,
-    /// The least time that copy bandwidth and FMA rate allow, over `ms`. Above 1 where buffers stayed in caches.
+    /// The least time that copy bandwidth and arithmetic allow ([`Ceilings::least_seconds`]), over `ms`. Above 1 where buffers stayed in caches.
     pub fraction_of_ceiling: f64,
     /// `memory` or `arithmetic`: which of both allows no less.
     pub bound: &'static str,

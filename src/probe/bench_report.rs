@@ -138,7 +138,7 @@ fn of_rows(kind: &str, title: &'static str, rows: &[Row]) -> Sheet {
     let notes = match ops {
         true => {
             "ms: median ± 1.4826 times the median absolute deviation. of ceiling: the least time that copy \
-                 bandwidth and the FMA rate in f32 allow, over ms; more than 100 % where buffers stayed in caches."
+                 bandwidth and the FMA rate in f32 (or that of matrices, if it is higher) allow, over ms; more than 100 % where buffers stayed in caches."
         }
         false => {
             "ms: of a token, a UNet step or a decode, median ± 1.4826 times the median absolute deviation."
@@ -253,7 +253,7 @@ fn page(report: &Value, sheets: &[Sheet]) -> String {
         page.figure(
             "Roofline",
             &svg,
-            "Each dot is an op on one shape; the dashed lines are what copy bandwidth and the FMA rate allow. Ops that \
+            "Each dot is an op on one shape; the dashed lines are what copy bandwidth and the FMA rate (or that of matrices, if it is higher) allow. Ops that \
              move numbers and do not compute have no place here. Point at a dot for its name.",
         );
     }

@@ -122,6 +122,11 @@ fn others(caps: &Caps) -> Vec<(Caps, String)> {
             says(caps.subgroups, &lanes, "subgroups are missing or left out"),
         ),
     ];
+    if caps.coop_edge > 0 {
+        let edge = caps.coop_edge;
+        let lacking = Caps { coop_edge: 0, ..caps.clone() };
+        others.push((lacking, format!("it multiplies matrices of {edge} by {edge}")));
+    }
     if !caps.fast_kernels {
         let fast = Caps { fast_kernels: true, ..caps.clone() };
         others.push((fast, "the fast kernels are left out".into()));
@@ -131,7 +136,7 @@ fn others(caps: &Caps) -> Vec<(Caps, String)> {
 
 /// Name of a shader, and the constants that say how it shares out the work.
 fn form(spec: &Spec) -> String {
-    const FORM: [&str; 4] = ["LANES", "WG_X", "TALL", "FOURS"];
+    const FORM: [&str; 7] = ["LANES", "ROWS", "WG_X", "TALL", "FOURS", "EDGE", "SPAN"];
     let mut text = spec.source.name.to_string();
     for (name, value) in spec.head.iter().filter(|(name, _)| FORM.contains(name)) {
         text += &match value {

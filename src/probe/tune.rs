@@ -64,19 +64,11 @@ pub fn choices(caps: &Caps) -> Vec<Choice> {
             ops: &["matmul", "conv2d"],
             spec: "int4",
             ways: vec![
-                ("cooperative matrices".into(), |t| Tuning { matrices: true, ..t }),
-                ("register tiles".into(), |t| Tuning { matrices: false, ..t }),
-            ],
-        });
-        all.push(Choice {
-            name: "tiles of matrices",
-            ops: &["matmul", "conv2d"],
-            spec: "int4",
-            ways: vec![
-                ("large from 128 on".into(), |t| Tuning { wide_tiles: 128, ..t }),
-                ("large from 32 on".into(), |t| Tuning { wide_tiles: 32, ..t }),
-                ("large from 512 on".into(), |t| Tuning { wide_tiles: 512, ..t }),
-                ("small".into(), |t| Tuning { wide_tiles: usize::MAX, ..t }),
+                ("large tiles from 128 on".into(), |t| tiles(t, 128)),
+                ("large tiles from 32 on".into(), |t| tiles(t, 32)),
+                ("large tiles from 512 on".into(), |t| tiles(t, 512)),
+                ("small tiles".into(), |t| tiles(t, u32::MAX)),
+                ("no matrices".into(), |t| Tuning { matrices: false, ..t }),
             ],
         });
     }
@@ -91,6 +83,10 @@ pub fn choices(caps: &Caps) -> Vec<Choice> {
         ],
     });
     all
+}
+
+fn tiles(tuning: Tuning, wide_tiles: u32) -> Tuning {
+    Tuning { matrices: true, wide_tiles, ..tuning }
 }
 
 /// Told what is measured next.

@@ -27,7 +27,11 @@ impl Coop {
         }
         let wide = Coop { edge: caps.coop_edge, subgroup: caps.subgroup_max, across: 4 };
         let tiles = m.div_ceil(wide.tile()) * n.div_ceil(wide.tile());
-        Some(if tiles >= caps.tuning.wide_tiles { wide } else { Coop { across: 2, ..wide } })
+        Some(if tiles >= caps.tuning.wide_tiles as usize {
+            wide
+        } else {
+            Coop { across: 2, ..wide }
+        })
     }
     /// Those that real adapters would take, for the shader tests.
     pub(in crate::ops) fn all() -> impl Iterator<Item = Coop> {

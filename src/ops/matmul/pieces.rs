@@ -31,7 +31,7 @@ impl Pieces {
         let lanes = 32.min(k.div_ceil(32).next_power_of_two()) as u32;
         let rows = [4, 2]
             .into_iter()
-            .find(|rows| n / rows * lanes as usize >= cx.caps.tuning.busy_lanes)
+            .find(|rows| n / rows * lanes as usize >= cx.caps.tuning.busy_lanes as usize)
             .unwrap_or(1);
         let subgroup = cx.caps.subgroups && cx.caps.subgroup_min >= lanes;
         Some(Pieces { lanes, rows: rows as u32, subgroup, vec8: k.is_multiple_of(8) })
