@@ -1,35 +1,24 @@
 //! Attention: `y = softmax(scale · q · kᵀ) v` per head, by online softmax (Milakov and Gimelshein 2018;
 //! FlashAttention, Dao et al. 2022): the scores are never stored, whatever the length.
 
+mod fast;
+
 use std::any::Any;
 
 use super::kv_cache::q8_heads;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Dispatch, Lower, MAX_TRIPS, Op, Operand, Var};
+use crate::graph::{Dispatch, Lower, Op, Var};
 use crate::{Result, params, source};
 
-const ROWS: Source = source!("attention.wgsl");
-const LANES: Source = source!("attention_lanes.wgsl");
-const VEC: Source = source!("attention_vec.wgsl");
-const MERGE: Source = source!("attention_merge.wgsl");
 const REFERENCE: Source = source!("reference/attention.wgsl");
 const MASK: Source = source!("parts/attention_mask.wgsl");
-const KV: Source = source!("parts/attention_kv.wgsl");
-const KV_Q8: Source = source!("parts/attention_kv_q8.wgsl");
 const KV1: Source = source!("parts/attention_kv1.wgsl");
 const KV1_Q8: Source = source!("parts/attention_kv1_q8.wgsl");
-const PLAIN: Source = source!("parts/score_plain.wgsl");
-const CAPPED: Source = source!("parts/score_capped.wgsl");
 const SOFT_CAP: Source = source!("parts/soft_cap.wgsl");
-const WHOLE: Source = source!("parts/attention_whole.wgsl");
-const SPLIT: Source = source!("parts/attention_split.wgsl");
-const REDUCE_ALL_WORKGROUP: Source = source!("parts/reduce_all_workgroup.wgsl");
 
 /// Most channels of a head that the fast kernels take.
 const MAX_D: usize = 512;
-/// Keys whose scores attention_vec.wgsl keeps at once.
-const BLOCK: u32 = 1024;
 /// Scores that the reference keeps at once: 64 MiB.
 const REFERENCE_SCORES: usize = 1 << 24;
 
@@ -158,16 +147,6 @@ pub fn attention<'g>(q: Var<'g>, k: Var<'g>, v: Var<'g>, how: Attention<'g>) -> 
     q.graph().record(op, &inputs, fits, q.elem())
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Variant {
-    /// A workgroup per eight queries of a head.
-    Rows { wg: u32 },
-    /// Eight lanes per sixteen queries of a head; each lane has so many fours of channels.
-    Lanes { fours: u32 },
-    /// A workgroup per query of a head.
-    Vec { wg: u32 },
-}
-
 /// Sizes of one call.
 struct Sizes {
     batch: usize,
@@ -249,111 +228,6 @@ impl Attend {
         }
         Ok(())
     }
-
-    fn fast(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
-        let (d4, software) = (s.d / 4, cx.software());
-        let few = if software { 4 } else { 32 };
-        let fours = d4.div_ceil(8) as u32;
-        let variant = if cx.eight_lanes() && s.sq >= 8 && fours <= LANES_FOURS {
-            Variant::Lanes { fours }
-        } else if s.sq >= few {
-            Variant::Rows { wg: lanes8(d4).max(if software { 8 } else { 32 }) }
-        } else {
-            let lanes = d4.next_power_of_two() as u32;
-            Variant::Vec { wg: lanes.max(if software { 8 } else { 128 }) }
-        };
-        // Enough parts that no invocation loops too long and, for few queries, that a GPU is busy.
-        let reach = self.reach(s, variant);
-        let busy = if software { 1 } else { (256 / s.rows).clamp(1, reach.div_ceil(512)) };
-        let mut splits = busy;
-        let span = |splits: usize| reach.div_ceil(splits).next_multiple_of(8);
-        while variant.trips(span(splits), d4) > MAX_TRIPS as usize && span(splits) > 8 {
-            splits += 1;
-        }
-        let span = span(splits);
-        let splits = reach.div_ceil(span);
-        let p = Params { splits: splits as u32, span: span as u32, ..self.params(s) };
-        let spec = fast(variant, cx.act, self.sight(), d4 as u32, splits > 1);
-        let dispatch = self.inputs(Dispatch::new(spec, &p), cx);
-        let dispatch = match variant {
-            Variant::Rows { .. } => dispatch.groups(s.sq.div_ceil(8), self.heads, s.batch * splits),
-            Variant::Lanes { .. } => {
-                dispatch.groups(s.sq.div_ceil(16), self.heads, s.batch * splits)
-            }
-            Variant::Vec { .. } => {
-                let mut dispatch = dispatch.linear(s.rows, 1);
-                dispatch.groups[2] = splits as u32;
-                dispatch
-            }
-        };
-        let dispatch = dispatch.trips(variant.trips(span, d4)).flops(self.flops(s));
-        if splits == 1 {
-            return cx.dispatch(dispatch.arg(&cx.output().clone()));
-        }
-        let part = cx.scratch([s.rows, splits, s.d], Elem::F32);
-        let stat = cx.scratch([s.rows, splits, 2], Elem::F32);
-        cx.dispatch(dispatch.arg(&part).arg(&stat))?;
-        self.merge(cx, s, p, &part, &stat)
-    }
-
-    /// Keys that the queries of one workgroup may see together.
-    fn reach(&self, s: &Sizes, variant: Variant) -> usize {
-        let more = match variant {
-            Variant::Rows { .. } => 7,
-            Variant::Lanes { .. } => 15,
-            Variant::Vec { .. } => 0,
-        };
-        self.window.map_or(s.sk, |window| s.sk.min(window + more))
-    }
-
-    fn merge(
-        &self,
-        cx: &mut Lower<'_>,
-        s: &Sizes,
-        p: Params,
-        part: &Operand,
-        stat: &Operand,
-    ) -> Result<()> {
-        let n = s.rows * s.d / 4;
-        let p = Params { n: n as u32, ..p };
-        let dispatch = Dispatch::new(merge(cx.act), &p)
-            .arg(part)
-            .arg(stat)
-            .arg(cx.output())
-            .linear(n, 64)
-            .trips(2 * p.splits as usize);
-        cx.dispatch(dispatch)
-    }
-}
-
-/// Invocations that attention.wgsl needs for the channels of a head, eight each.
-fn lanes8(d4: usize) -> u32 {
-    d4.div_ceil(2).next_power_of_two() as u32
-}
-
-/// Most fours of channels that a lane of [`Variant::Lanes`] has registers for.
-const LANES_FOURS: u32 = 5;
-
-impl Variant {
-    /// Loop iterations of one invocation over `span` keys of `d4` times four channels.
-    fn trips(self, span: usize, d4: usize) -> usize {
-        match self {
-            Variant::Rows { wg } => {
-                let (wg, lanes) = (wg as usize, lanes8(d4) as usize);
-                let (keys, shares, per_query) = (8 * wg.min(32), wg / lanes, wg / 8);
-                let weights = 2 * (keys / 4).div_ceil(per_query) + per_query;
-                let turn = d4 + weights + (keys / 4).div_ceil(shares) + 1;
-                span.div_ceil(keys) * turn + 2 * 8 * (per_query + shares + 1)
-            }
-            Variant::Lanes { .. } => span.div_ceil(64) * (1 + d4 + 16) + 16,
-            Variant::Vec { wg } => {
-                let (wg, lanes) = (wg as usize, d4.next_power_of_two());
-                let (fours, blocks) = (span.div_ceil(4), span.div_ceil(BLOCK as usize));
-                let scores = (fours.div_ceil(wg) + blocks) * (d4 + 2);
-                scores + fours.div_ceil(wg / lanes) + blocks * 18 + 8
-            }
-        }
-    }
 }
 
 impl Op for Attend {
@@ -368,7 +242,7 @@ impl Op for Attend {
         if cx.reference() || !s.d.is_multiple_of(4) || s.d > MAX_D {
             self.reference(cx, &s)
         } else {
-            self.fast(cx, &s)
+            fast::lower(self, cx, &s)
         }
     }
 }
@@ -385,62 +259,25 @@ fn reference(stage: u32, elem: Elem, sight: Sight) -> Spec {
     sight.head(spec).u32("STAGE", stage).flag("CAP", sight.cap)
 }
 
-fn fast(variant: Variant, elem: Elem, sight: Sight, d4: u32, split: bool) -> Spec {
-    let spec = match variant {
-        Variant::Rows { wg } => Spec::new(ROWS).u32("WG_X", wg).u32("LANES8", lanes8(d4 as usize)),
-        Variant::Lanes { fours } => Spec::new(LANES).u32("FOURS", fours),
-        Variant::Vec { wg } => Spec::new(VEC)
-            .part(REDUCE_ALL_WORKGROUP)
-            .u32("WG_X", wg)
-            .u32("LANES4", d4.next_power_of_two())
-            .u32("BLOCK", BLOCK),
-    };
-    let spec = sight.head(spec.part(if sight.q8 { KV_Q8 } else { KV })).part(if split {
-        SPLIT
-    } else {
-        WHOLE
-    });
-    let spec = if sight.cap { spec.part(CAPPED).part(SOFT_CAP) } else { spec.part(PLAIN) };
-    spec.alias4("act4", elem)
-}
-
-fn merge(elem: Elem) -> Spec {
-    Spec::new(MERGE).alias4("act4", elem)
-}
-
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
+    let sight = |mask, window, cap| Sight { mask, window, cap, q8: false };
+    let sights = [
+        sight(MaskKind::None, false, false),
+        sight(MaskKind::Causal, false, false),
+        sight(MaskKind::Cached, false, false),
+        sight(MaskKind::Cached, false, true),
+        sight(MaskKind::Cached, true, false),
+        sight(MaskKind::Cached, true, true),
+        Sight { q8: true, ..sight(MaskKind::Cached, false, false) },
+        Sight { q8: true, ..sight(MaskKind::Cached, true, true) },
+    ];
     let mut specs = Vec::new();
     for elem in ACTS {
-        specs.push(merge(elem));
-        let sight = |mask, window, cap| Sight { mask, window, cap, q8: false };
-        let eight = Sight { q8: true, ..sight(MaskKind::Cached, true, true) };
-        for sight in [
-            sight(MaskKind::None, false, false),
-            sight(MaskKind::Causal, false, false),
-            sight(MaskKind::Cached, false, false),
-            sight(MaskKind::Cached, false, true),
-            sight(MaskKind::Cached, true, false),
-            sight(MaskKind::Cached, true, true),
-            Sight { q8: true, ..sight(MaskKind::Cached, false, false) },
-            eight,
-        ] {
+        for sight in sights {
             specs.extend((0..4).map(|stage| reference(stage, elem, sight)));
-            for (d4, split) in [(8, false), (10, true), (16, false), (128, true)] {
-                let wg = lanes8(d4 as usize);
-                for variant in [
-                    Variant::Rows { wg: wg.max(8) },
-                    Variant::Rows { wg: wg.max(32) },
-                    Variant::Vec { wg: 128 },
-                ] {
-                    specs.push(fast(variant, elem, sight, d4, split));
-                }
-            }
-            for (fours, split) in [(1, false), (2, true), (5, false)] {
-                specs.push(fast(Variant::Lanes { fours }, elem, sight, 8 * fours, split));
-            }
-            specs.push(fast(Variant::Vec { wg: 8 }, elem, sight, 8, false));
         }
+        specs.extend(fast::specs(elem, &sights));
     }
     vec![OpInfo { name: "attention", specs, params: Params::FIELDS }]
 }

@@ -2,7 +2,7 @@
 
 pub(super) mod coop;
 pub mod joint;
-mod pieces;
+pub(super) mod pieces;
 
 use std::any::Any;
 use std::rc::Rc;

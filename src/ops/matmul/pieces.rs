@@ -55,9 +55,14 @@ pub(super) fn load_pieces(spec: Spec, pieces: Pieces, x: Elem, eps: Option<u32>)
     let Pieces { lanes, rows, subgroup, vec8 } = pieces;
     let spec = spec.u32("LANES", lanes).u32("ROWS", rows).u32("WG_X", VEC_WG);
     let spec = spec.flag("NORM", eps.is_some()).u32("EPS", eps.unwrap_or(0)).part(PART);
-    let spec = spec.part(if subgroup { LANES_SUBGROUP } else { LANES_WORKGROUP });
+    let spec = spec.part(self::lanes(subgroup));
     match vec8 {
         true => spec.alias4("xload", x).part(X_VEC).part(GAMMA_VEC),
         false => spec.alias("xload", x).part(X_SCALAR).part(GAMMA_SCALAR),
     }
+}
+
+/// How LANES neighbouring invocations add up, here and in attention.
+pub(in crate::ops) fn lanes(subgroup: bool) -> Source {
+    if subgroup { LANES_SUBGROUP } else { LANES_WORKGROUP }
 }
