@@ -31,6 +31,9 @@ fn find(pixel: u32, tap: u32) -> u32 {
     return select(0u, f.at.x + 1u, f.inside.x);
 }
 
+// Workgroups of which part of the taps, of groups.z.
+var<private> split: u32;
+
 @compute @workgroup_size(WG_X)
 fn main(
     @builtin(workgroup_id) group: vec3u,
@@ -47,8 +50,12 @@ fn main(
     let up = subgroup / 2u * SPAN;
     let left = subgroup % 2u * SPAN;
     let blocks = (p.ca + p.cb + 7u) / 8u;
+    split = group.z;
+    let taps = p.side * p.side;
+    let span = (taps + groups.z - 1u) / groups.z;
+    let end = min(taps, (split + 1u) * span);
     var s = Sums();
-    for (var tap = 0u; tap < p.side * p.side; tap++) {
+    for (var tap = split * span; tap < end; tap++) {
         workgroupBarrier();
         for (var i = local; i < TILE; i += WG_X) {
             under[i] = find(min(m + i, p.m - 1u), tap);

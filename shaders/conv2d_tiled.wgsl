@@ -21,6 +21,9 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<xload>;        // [B, in_h, in_w, ca]
 
+// Workgroups of which part of the taps, of groups.z.
+var<private> split: u32;
+
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) group: vec3u,
@@ -43,8 +46,12 @@ fn main(
     let y0 = pixel / p.out_w % p.out_h * p.stride - p.before;
     let base = pixel / (p.out_w * p.out_h) * p.in_h;
     let blocks = (p.ca + p.cb + 7u) / 8u;
+    split = group.z;
+    let taps = p.side * p.side;
+    let span = (taps + groups.z - 1u) / groups.z;
+    let end = min(taps, (split + 1u) * span);
     var s = Sums();
-    for (var tap = 0u; tap < p.side * p.side; tap++) {
+    for (var tap = split * span; tap < end; tap++) {
         let f = four(base, y0 + tap / p.side, x0 + tap % p.side);
         for (var block = 0u; block < blocks; block += 2u) {
             let c8 = min(block + half, blocks - 1u);

@@ -23,9 +23,13 @@ fn column8(n: u32, c8: u32) -> Eight {
     return weight8(min(n, p.n - 1u), 0u, min(c8, p.blocks - 1u));
 }
 
+// Workgroups of which part of k, of groups.z.
+var<private> split: u32;
+
 @compute @workgroup_size(WG_X)
 fn main(
     @builtin(workgroup_id) group: vec3u,
+    @builtin(num_workgroups) groups: vec3u,
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
@@ -34,8 +38,11 @@ fn main(
     let m = p.m0 + group.y * TILE;
     let up = subgroup / 2u * SPAN;
     let left = subgroup % 2u * SPAN;
+    split = group.z;
+    let span = (p.blocks + 4u * groups.z - 1u) / (4u * groups.z) * 4u;
+    let end = min(p.blocks, (split + 1u) * span);
     var s = Sums();
-    for (var block = 0u; block < p.blocks; block += 4u) {
+    for (var block = split * span; block < end; block += 4u) {
         workgroupBarrier();
         for (var i = local; i < TILE * 4u; i += WG_X) {
             let at = i / 4u;

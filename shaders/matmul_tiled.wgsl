@@ -23,8 +23,15 @@ fn column8(n: u32, c8: u32) -> Eight {
     return weight8(min(n, p.n - 1u), 0u, min(c8, p.blocks - 1u));
 }
 
+// Workgroups of which part of k, of groups.z.
+var<private> split: u32;
+
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3u,
+    @builtin(num_workgroups) groups: vec3u,
+    @builtin(local_invocation_index) local: u32,
+) {
     let n = group.x * 64u;
     let m = p.m0 + group.y * 64u;
     let tx = local % 8u;
@@ -32,8 +39,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     // The first 32 invocations fetch x, the others w: a quad and one of two blocks of eight k each.
     let quad = local % 32u / 2u;
     let half = local % 2u;
+    split = group.z;
+    let span = (p.blocks + 4u * groups.z - 1u) / (4u * groups.z) * 4u;
+    let end = min(p.blocks, (split + 1u) * span);
     var s = Sums();
-    for (var block = 0u; block < p.blocks; block += 2u) {
+    for (var block = split * span; block < end; block += 2u) {
         let c8 = block + half;
         workgroupBarrier();
         if (local < 32u) {

@@ -227,7 +227,12 @@ fn every_kernel_fits_the_default_limits() {
             .sum();
         let [x, y, z] = entry.workgroup_size;
         let too_much = x * y * z > 256 || x > 256 || y > 256 || z > 64;
-        let room = if spec.uses_coop() { COOP_BYTES } else { 16_384 };
+        let room = match spec.source.name {
+            // Taken where the adapter has the room, see src/ops/attention/fast.rs.
+            "attention_coop.wgsl" => 36_864,
+            _ if spec.uses_coop() => COOP_BYTES,
+            _ => 16_384,
+        };
         // Taken where the adapter binds as many, see src/ops/matmul/joint.rs.
         let bound = if spec.source.name == "matmul_joint.wgsl" { BUFFERS as usize } else { 8 };
         if entry.name != "main" || too_much || bytes > room || storage > bound {

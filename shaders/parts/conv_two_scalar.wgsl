@@ -1,6 +1,6 @@
 // Input of a convolution: the channels of `x` [pixels, ca], then those of `x2` [pixels, cb], any numbers of
 // them; zeros beyond the last channel, whatever lies there.
-@group(0) @binding(5) var<storage, read> x2: array<xload>; // [pixels, cb]
+@group(0) @binding(SECOND) var<storage, read> x2: array<xload>; // [pixels, cb]
 
 fn input1(pixel: u32, c: u32) -> f32 {
     if (c < p.ca) {

@@ -1,6 +1,6 @@
 // Input of a convolution: the channels of `x` [pixels, ca], then those of `x2` [pixels, cb], read where they
 // lie. ca and cb are multiples of eight, so that no block of eight straddles the two.
-@group(0) @binding(5) var<storage, read> x2: array<xload>; // [pixels, cb]
+@group(0) @binding(SECOND) var<storage, read> x2: array<xload>; // [pixels, cb]
 
 fn input8(pixel: u32, c8: u32) -> Eight {
     let first = p.ca / 8u;

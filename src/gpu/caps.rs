@@ -32,6 +32,7 @@ pub struct Caps {
 /// What no property of a device says: which of the kernels that it has are fastest on it. The defaults are for a large GPU;
 /// `inknib tune` measures (`probe/tune.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tuning {
     /// Whether products use cooperative matrices, where the adapter has them.
     pub matrices: bool,
@@ -40,13 +41,21 @@ pub struct Tuning {
     /// Lanes that a product of few rows should have before each takes more than one row of the weight: with sixteen bytes under
     /// way each, half a megabyte, what a fast GPU has between a request and its answer.
     pub busy_lanes: u32,
+    /// Workgroups that a product should have before each goes through all of k.
+    pub split_tiles: u32,
     /// Whether a software adapter whose subgroups have eight lanes hands values around among them.
     pub eight_lanes: bool,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning { matrices: true, wide_tiles: 128, busy_lanes: 32_768, eight_lanes: true }
+        Tuning {
+            matrices: true,
+            wide_tiles: 128,
+            busy_lanes: 32_768,
+            split_tiles: 128,
+            eight_lanes: true,
+        }
     }
 }
 

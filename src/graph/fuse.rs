@@ -1,9 +1,10 @@
-//! Fusion: a producer absorbs its only consumer where the op knows how ([`super::Op::absorb`]), and one that is cheap goes
-//! into each of several ([`super::Op::fold`]).
+//! Fusion: a producer absorbs its only consumer where the op knows how ([`super::Op::absorb`]), one that is cheap goes
+//! into each of several ([`super::Op::fold`]), and two that begin alike become one ([`super::Op::pair`]).
 
 use std::collections::HashSet;
+use std::rc::Rc;
 
-use super::Node;
+use super::{Node, Op};
 
 /// Marks nodes that nothing in `roots` needs, then fuses what is left; `fold` says whether the kernels are there to compute
 /// the same more than once. Returns which nodes are live.
@@ -11,11 +12,16 @@ pub(crate) fn fuse(nodes: &mut [Node], roots: &HashSet<usize>, fold: bool) -> Ve
     let mut uses = count_uses(nodes, roots);
     for consumer in 0..nodes.len() {
         // Repeated because a fused op may absorb again (matmul + residual, then an activation).
-        while uses[consumer] > 0 && absorb_one(nodes, consumer, &mut uses, roots) {}
+        while uses[consumer] > 0 && join_one(nodes, consumer, &mut uses, roots, absorb) {}
     }
     for producer in (0..nodes.len()).filter(|_| fold) {
         if uses[producer] > 0 && !roots.contains(&producer) {
             fold_one(nodes, producer, &mut uses);
+        }
+    }
+    for consumer in (0..nodes.len()).filter(|_| fold) {
+        if uses[consumer] > 0 {
+            join_one(nodes, consumer, &mut uses, roots, pair);
         }
     }
     uses.iter().map(|u| *u > 0).collect()
@@ -60,25 +66,36 @@ fn count_uses(nodes: &[Node], roots: &HashSet<usize>) -> Vec<usize> {
     uses
 }
 
-fn absorb_one(
+fn absorb(node: &Node, next: &Node, slot: usize) -> Option<Rc<dyn Op>> {
+    node.op.as_ref()?.absorb(next.op.as_deref()?, slot)
+}
+
+fn pair(node: &Node, next: &Node, slot: usize) -> Option<Rc<dyn Op>> {
+    let alike = slot > 0 && node.inputs.first() == next.inputs.first();
+    node.op.as_ref().filter(|_| alike)?.pair(next.op.as_deref()?, slot, node.shape.rows())
+}
+
+/// Makes one op of a consumer and one of its producers, whose only one it is, where `join` of both (and of the consumer's slot)
+/// has one.
+fn join_one(
     nodes: &mut [Node],
     consumer: usize,
     uses: &mut [usize],
     roots: &HashSet<usize>,
+    join: impl Fn(&Node, &Node, usize) -> Option<Rc<dyn Op>>,
 ) -> bool {
     let Some(next) = nodes[consumer].op.clone() else { return false };
     // Later inputs first: in `x + f(x)` the branch computed last is the one to absorb into.
     for slot in (0..nodes[consumer].inputs.len()).rev() {
         let producer = nodes[consumer].inputs[slot];
         let node = &nodes[producer];
-        let Some(op) = &node.op else { continue };
         let alone = uses[producer] == 1 && !roots.contains(&producer);
         // What is written in place has the shape of what it is written into.
         let same = node.shape.len() == nodes[consumer].shape.len() || next.in_place().is_some();
         if !alone || !same {
             continue;
         }
-        let Some(fused) = op.absorb(next.as_ref(), slot) else { continue };
+        let Some(fused) = join(node, &nodes[consumer], slot) else { continue };
         let mut inputs = node.inputs.clone();
         let rest = nodes[consumer].inputs.iter().enumerate().filter(|(i, _)| *i != slot);
         inputs.extend(rest.map(|(_, id)| *id));

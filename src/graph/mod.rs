@@ -59,6 +59,12 @@ pub trait Op: fmt::Debug {
         let _ = (next, rows);
         None
     }
+    /// The op that computes this one and `next`, which has the same first input and takes this op's output of so many rows in `slot`,
+    /// in one launch. Its inputs are this op's, then `next`'s without `slot`.
+    fn pair(&self, next: &dyn Op, slot: usize, rows: usize) -> Option<Rc<dyn Op>> {
+        let _ = (next, slot, rows);
+        None
+    }
     /// Whether a kernel may compute this op and `other`, whose first input is the same, in one launch.
     fn joins(&self, other: &dyn Op) -> bool {
         let _ = other;

@@ -132,10 +132,7 @@ impl Mlp {
         let (inner, width, bias) = (c.intermediate_size, c.hidden_size, Bias::from(c.bias.mlp));
         let [gate_proj, up_proj] = match c.fused {
             true => ld.linears("gate_up_proj", [inner, inner], width, bias)?,
-            false => [
-                ld.linear("gate_proj", inner, width, bias)?,
-                ld.linear("up_proj", inner, width, bias)?,
-            ],
+            false => ld.linears_beside(["gate_proj", "up_proj"], [inner, inner], width, bias)?,
         };
         let down_proj = ld.linear("down_proj", width, inner, bias)?;
         Ok(Mlp { gate_proj, up_proj, down_proj, act: c.act })

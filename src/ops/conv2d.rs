@@ -1,39 +1,22 @@
 //! Convolution of pictures with a packed weight, as an implicit matrix product (no im2col in memory):
 //! `y = activation(conv(x, w) + bias + time embedding) + residual`.
 
+mod variant;
+
 use std::any::Any;
 use std::rc::Rc;
+
+pub(crate) use variant::info;
+use variant::{Form, Variant, merge, spec};
 
 use super::channels::AddChannels;
 use super::concat::Concat;
 use super::matmul::coop::Coop;
-use super::matmul::{
-    EPILOGUE_TRIPS, LANES_COLUMNS, TILE64, lanes_trips, linear, rows_per_dispatch,
-};
+use super::matmul::{EPILOGUE_TRIPS, LANES_COLUMNS, lanes_trips, linear, parts, rows_per_dispatch};
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
-use super::{ACTS, OpInfo, formats};
-use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{
-    Chunk, Dispatch, Lower, MAX_TRIPS, Op, Operand, Shape, Var, Vector, Weight, weight_part,
-};
-use crate::quant::{Format, Offset};
-use crate::{Result, params, source};
-
-const TILE: Source = source!("conv2d.wgsl");
-const LANES: Source = source!("conv2d_lanes.wgsl");
-const TILED: Source = source!("conv2d_tiled.wgsl");
-const COOP: Source = source!("conv2d_coop.wgsl");
-const REFERENCE: Source = source!("reference/conv2d.wgsl");
-/// What becomes of a sum, in all but the reference.
-const OUT: Source = source!("parts/conv_out.wgsl");
-const GATHER: Source = source!("parts/conv_gather.wgsl");
-const ACTIVATION: Source = source!("parts/activation.wgsl");
-const ONE_VEC: Source = source!("parts/conv_one_vec.wgsl");
-const ONE_SCALAR: Source = source!("parts/conv_one_scalar.wgsl");
-const TWO_VEC: Source = source!("parts/conv_two_vec.wgsl");
-const TWO_SCALAR: Source = source!("parts/conv_two_scalar.wgsl");
-const SHIFT_NONE: Source = source!("parts/shift_none.wgsl");
-const SHIFT_ROW: Source = source!("parts/shift_row.wgsl");
+use crate::gpu::Elem;
+use crate::graph::{Chunk, Dispatch, Lower, MAX_TRIPS, Op, Operand, Shape, Var, Vector, Weight};
+use crate::{Result, params};
 
 params! {
     /// `struct Params` of the shaders.
@@ -211,17 +194,16 @@ impl Op for Conv2d {
             .flatten()
             .all(|x| x.shape.last().is_multiple_of(8));
         let variant = self.variant(cx, bound.x.elem, vec8);
+        if self.split(cx, &bound, variant)? {
+            return Ok(());
+        }
         for chunk in self.weight.chunks() {
             let pixels = cx.output().shape.rows();
-            let cost = 2 * self.weight.taps() * self.weight.channels() * chunk.rows;
-            let step = rows_per_dispatch(cx, cost);
+            let step = rows_per_dispatch(cx, self.cost(chunk));
             for m0 in (0..pixels).step_by(step) {
                 let m = pixels.min(m0 + step);
-                let dispatch = self.dispatch(cx, &bound, variant, chunk, (m0, m));
-                let ((tall, wide), threads) = variant.shape();
-                let count = (m - m0).div_ceil(tall) * chunk.rows.div_ceil(wide);
-                let dispatch = dispatch.linear(count, threads).trips(self.trips(variant));
-                cx.dispatch(dispatch.flops((m - m0) * cost))?;
+                let dispatch = self.dispatch(cx, &bound, variant, chunk, (m0, m), None);
+                cx.dispatch(dispatch)?;
             }
         }
         Ok(())
@@ -289,16 +271,57 @@ impl Conv2d {
         })
     }
 
-    fn dispatch(
+    /// Floating-point operations for a pixel.
+    fn cost(&self, chunk: &Chunk) -> usize {
+        2 * self.weight.taps() * self.weight.channels() * chunk.rows
+    }
+
+    /// A launch for parts of the taps, and one that adds them up, where tiles are too few for a real GPU. False where they are not.
+    fn split(&self, cx: &mut Lower<'_>, bound: &Bound, variant: Variant) -> Result<bool> {
+        let pixels = cx.output().shape.rows();
+        let ([chunk], Variant::Tiled { .. } | Variant::Coop { .. }) =
+            (self.weight.chunks(), variant)
+        else {
+            return Ok(false);
+        };
+        let (taps, blocks) = (self.weight.taps(), self.weight.channels().div_ceil(8));
+        let splits = parts(cx, variant.tiles(pixels, chunk.rows), taps * blocks).min(taps);
+        if splits == 1 || pixels > rows_per_dispatch(cx, self.cost(chunk)) {
+            return Ok(false);
+        }
+        let part = cx.scratch([splits, pixels, chunk.rows], Elem::F32);
+        let mut sums = self.dispatch(cx, bound, variant, chunk, (0, pixels), Some(&part));
+        sums.groups[2] = splits as u32;
+        cx.dispatch(sums)?;
+        let p = self.params(cx, bound, chunk, (0, pixels));
+        let adding = Dispatch::new(merge(cx.act, self.form(bound)), &p).arg(&part);
+        let adding = self.epilogue(cx, adding, bound);
+        let adding = adding.linear(pixels * chunk.rows, 64).trips(splits);
+        cx.dispatch([&bound.table, &bound.row].into_iter().flatten().fold(adding, Dispatch::arg))?;
+        Ok(true)
+    }
+
+    fn form(&self, bound: &Bound) -> Form {
+        Form {
+            two: self.two,
+            table: bound.table.as_ref().map(|t| t.elem),
+            act: self.act,
+            bias: self.bias.is_some(),
+            residual: self.residual,
+            partial: false,
+        }
+    }
+
+    /// Output pixels `m0..m` by one window of the weight.
+    fn params(
         &self,
         cx: &Lower<'_>,
         bound: &Bound,
-        variant: Variant,
         chunk: &Chunk,
         (m0, m): (usize, usize),
-    ) -> Dispatch {
+    ) -> Params {
         let (x, y) = (bound.x.shape.dims(), cx.output().shape.dims());
-        let p = Params {
+        Params {
             m0: m0 as u32,
             m: m as u32,
             n: chunk.rows as u32,
@@ -315,130 +338,39 @@ impl Conv2d {
             up: u32::from(self.conv.upsample),
             before: self.conv.zeros(self.side).0 as u32,
             steps: bound.table.as_ref().map_or(1, |t| t.shape.rows()) as u32,
+        }
+    }
+
+    /// Binds what becomes of a sum, but for time embeddings.
+    fn epilogue(&self, cx: &Lower<'_>, dispatch: Dispatch, bound: &Bound) -> Dispatch {
+        dispatch.arg(self.bias.as_ref()).arg(bound.residual.as_ref()).arg(cx.output())
+    }
+
+    /// Output pixels `m0..m`, into sums of parts of the taps, if there are any.
+    fn dispatch(
+        &self,
+        cx: &Lower<'_>,
+        bound: &Bound,
+        variant: Variant,
+        chunk: &Chunk,
+        (m0, m): (usize, usize),
+        part: Option<&Operand>,
+    ) -> Dispatch {
+        let form = Form { partial: part.is_some(), ..self.form(bound) };
+        let spec = spec(variant, bound.x.elem, cx.act, form);
+        let dispatch = Dispatch::new(spec, &self.params(cx, bound, chunk, (m0, m))).arg(&bound.x);
+        let dispatch = match part {
+            Some(part) => dispatch.arg(part),
+            None => self.epilogue(cx, dispatch, bound),
         };
-        let table = bound.table.as_ref();
-        let form = Form {
-            two: self.two,
-            table: table.map(|t| t.elem),
-            act: self.act,
-            bias: self.bias.is_some(),
-            residual: self.residual,
-        };
-        let mut dispatch = Dispatch::new(spec(variant, bound.x.elem, cx.act, form), &p)
-            .arg(&bound.x)
-            .arg(self.bias.as_ref())
-            .arg(bound.residual.as_ref())
-            .arg(cx.output())
-            .weight(chunk, self.weight.format());
-        for extra in [&bound.x2, &bound.table, &bound.row].into_iter().flatten() {
-            dispatch = dispatch.arg(extra);
-        }
-        dispatch
+        let extras = [&bound.x2, &bound.table, &bound.row].into_iter().flatten();
+        let extras = extras.take(if part.is_some() { usize::from(self.two) } else { 3 });
+        extras
+            .fold(dispatch.weight(chunk, self.weight.format()), Dispatch::arg)
+            .linear(variant.tiles(m - m0, chunk.rows), variant.threads())
+            .trips(self.trips(variant))
+            .flops((m - m0) * self.cost(chunk))
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Variant {
-    Reference,
-    /// A register tile of 8 pixels by 8 channels. `vec8`: all numbers of input channels are multiples of
-    /// eight.
-    Tile {
-        vec8: bool,
-    },
-    /// A tile of 16 pixels by 64 channels in the registers of eight lanes.
-    Lanes {
-        vec8: bool,
-    },
-    /// 64 pixels by 64 channels in a workgroup that shares what it has fetched.
-    Tiled {
-        vec8: bool,
-    },
-    /// A workgroup of four subgroups that multiply matrices.
-    Coop {
-        coop: Coop,
-        vec8: bool,
-    },
-}
-
-/// Invocations of one workgroup.
-const WORKGROUP: u32 = 64;
-
-impl Variant {
-    fn workgroup(self) -> u32 {
-        match self {
-            Variant::Coop { coop, .. } => coop.workgroup(),
-            _ => WORKGROUP,
-        }
-    }
-    /// Pixels and channels that one item computes, and items of a workgroup.
-    fn shape(self) -> ((usize, usize), usize) {
-        match self {
-            Variant::Reference => ((1, 1), WORKGROUP as usize),
-            Variant::Tile { .. } => ((8, 8), WORKGROUP as usize),
-            Variant::Lanes { .. } => ((16, 64), 1),
-            Variant::Tiled { .. } => ((64, 64), 1),
-            Variant::Coop { coop, .. } => ((coop.tile(), coop.tile()), 1),
-        }
-    }
-}
-
-/// What is fused into a kernel.
-#[derive(Clone, Copy, Debug)]
-struct Form {
-    two: bool,
-    table: Option<Elem>,
-    act: Act,
-    bias: bool,
-    residual: bool,
-}
-
-fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
-    let (spec, vec8) = match variant {
-        Variant::Reference => (Spec::new(REFERENCE), false),
-        Variant::Tile { vec8 } => (Spec::new(TILE).part(OUT).part(GATHER), vec8),
-        Variant::Lanes { vec8 } => (Spec::new(LANES).part(OUT).part(GATHER), vec8),
-        Variant::Tiled { vec8 } => (Spec::new(TILED).part(OUT).part(TILE64).part(GATHER), vec8),
-        Variant::Coop { coop, vec8 } => (coop.join(Spec::new(COOP)).part(OUT).part(GATHER), vec8),
-    };
-    let spec = match (form.two, vec8) {
-        (false, true) => spec.part(ONE_VEC).alias4("xload", x),
-        (false, false) => spec.part(ONE_SCALAR).alias("xload", x),
-        (true, true) => spec.part(TWO_VEC).alias4("xload", x),
-        (true, false) => spec.part(TWO_SCALAR).alias("xload", x),
-    };
-    let spec = match form.table {
-        Some(table) => spec.part(SHIFT_ROW).alias("tab", table),
-        None => spec.part(SHIFT_NONE),
-    };
-    spec.part(ACTIVATION)
-        .alias("act", act)
-        .u32("WG_X", variant.workgroup())
-        .u32("ACT", form.act as u32)
-        .flag("BIAS", form.bias)
-        .flag("RESIDUAL", form.residual)
-}
-
-/// Variants for the shader tests: every weight format with one input, every kind of input with INT4.
-pub(crate) fn info() -> Vec<OpInfo> {
-    let one = Form { two: false, table: None, act: Act::Silu, bias: true, residual: true };
-    let int4 = Format::Q4 { group: 64, cubic: 0.01, offset: Offset::None };
-    let mut specs = Vec::new();
-    for x in ACTS {
-        let tiles = [true, false]
-            .map(|vec8| [Variant::Tile { vec8 }, Variant::Lanes { vec8 }, Variant::Tiled { vec8 }]);
-        let coops = [true, false]
-            .into_iter()
-            .flat_map(|vec8| Coop::all().map(move |coop| Variant::Coop { coop, vec8 }))
-            .filter(|_| x == Elem::F16);
-        let tiles = tiles.into_iter().flatten().chain(coops);
-        for variant in [Variant::Reference].into_iter().chain(tiles) {
-            specs.extend(formats().into_iter().map(|f| weight_part(spec(variant, x, x, one), f)));
-            for form in [Form { two: true, ..one }, Form { table: Some(x), ..one }] {
-                specs.push(weight_part(spec(variant, x, x, form), int4));
-            }
-        }
-    }
-    vec![OpInfo { name: "conv2d", specs, params: Params::FIELDS }]
 }
 
 /// The truth, in f64, without epilogue. x `[b, h, w, c]` flat with `shape` its dimensions, w

@@ -1,42 +1,29 @@
 //! Matrix multiplication with a packed weight: `y = activation(x · wᵀ + bias) + residual`, or times it, or into a cache.
 
 pub(super) mod coop;
+pub mod gated;
 pub mod joint;
 pub(super) mod pieces;
+mod variant;
 
 use std::any::Any;
 use std::rc::Rc;
 
-use coop::Coop;
-use pieces::{Pieces, load_pieces};
+use variant::{ACTIVATION, Form, Variant, merge, spec};
+pub(super) use variant::{
+    EPILOGUE_TRIPS, LANES_COLUMNS, PARTIAL, TILE64, VEC_WG, X_SCALAR, X_VEC, lanes_trips,
+};
+pub(crate) use variant::{info, parts};
 
 use super::gather::gather;
 use super::kv_cache::KvWrite;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
-use super::{ACTS, OpInfo, formats};
-use crate::gpu::{Elem, Source, Spec};
+use crate::gpu::Elem;
 use crate::graph::{
-    Arg, Chunk, Dispatch, Joint, Lower, MAX_TRIPS, Op, Operand, Var, Vector, Weight, dot_part,
-    weight_part,
+    Arg, Chunk, Dispatch, Joint, Lower, Op, Operand, Var, Vector, Weight, dot_part, weight_part,
 };
 use crate::quant::Format;
-use crate::{Result, params, source};
-
-const TILE: Source = source!("matmul.wgsl");
-const LANES: Source = source!("matmul_lanes.wgsl");
-const TILED: Source = source!("matmul_tiled.wgsl");
-/// The workgroup's part of a tiled product, here and in conv2d.
-pub(super) const TILE64: Source = source!("parts/tile64.wgsl");
-const COOP: Source = source!("matmul_coop.wgsl");
-const VEC: Source = source!("matmul_vec.wgsl");
-const VEC_LANES: Source = source!("matmul_vec_lanes.wgsl");
-const REFERENCE: Source = source!("reference/matmul.wgsl");
-/// What becomes of a product, in all but the reference.
-const OUT: Source = source!("parts/matmul_out.wgsl");
-const ACTIVATION: Source = source!("parts/activation.wgsl");
-pub(super) const X_VEC: Source = source!("parts/x_vec.wgsl");
-pub(super) const X_SCALAR: Source = source!("parts/x_scalar.wgsl");
-const PIECES: Source = source!("matmul_pieces.wgsl");
+use crate::{Result, params};
 
 /// Rows of x up to which one output per group of lanes beats a register tile.
 pub(super) const VEC_ROWS: usize = 4;
@@ -149,6 +136,10 @@ impl Op for Matmul {
     fn joins(&self, other: &dyn Op) -> bool {
         other.as_any().downcast_ref::<Matmul>().is_some_and(|other| joint::may_join(self, other))
     }
+    fn pair(&self, next: &dyn Op, slot: usize, rows: usize) -> Option<Rc<dyn Op>> {
+        let gate = next.as_any().downcast_ref::<Matmul>().filter(|_| slot == 1)?;
+        gated::pair(gate, self, rows)
+    }
     fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
         joint::lower(cx, self, others)
     }
@@ -176,18 +167,29 @@ impl Op for Matmul {
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let x = cx.input(0)?;
         let (m, k) = (x.shape.rows(), x.shape.last());
-        let variant = variant(cx, x.elem, self.weight.format(), (m, k, self.weight.rows()));
+        let variant = Variant::fit(cx, x.elem, self.weight.format(), (m, k, self.weight.rows()));
         let window = match self.into_cache {
             true => m.max(1),
             false => cx.window_rows(m, cx.inputs().iter().chain([cx.output()])),
         };
+        if let [chunk] = self.weight.chunks()
+            && m <= window.min(rows_per_dispatch(cx, 2 * chunk.rows * k))
+        {
+            return match variant.splits(cx, (m, k, chunk.rows)) {
+                1 => {
+                    let dispatch = self.dispatch(cx, variant, chunk, (0, m), (0, m), None)?;
+                    cx.dispatch(dispatch)
+                }
+                splits => self.split(cx, variant, chunk, splits),
+            };
+        }
         for chunk in self.weight.chunks() {
             let step = rows_per_dispatch(cx, 2 * chunk.rows * k);
             for first in (0..m).step_by(window) {
                 let bound = (first, m.min(first + window));
                 for m0 in (bound.0..bound.1).step_by(step) {
                     let rows = (m0, bound.1.min(m0 + step));
-                    let dispatch = self.dispatch(cx, variant, chunk, bound, rows)?;
+                    let dispatch = self.dispatch(cx, variant, chunk, bound, rows, None)?;
                     cx.dispatch(dispatch)?;
                 }
             }
@@ -204,29 +206,43 @@ pub(super) fn rows_per_dispatch(cx: &Lower<'_>, flops: usize) -> usize {
 }
 
 impl Matmul {
-    /// Rows `m0..m` of x, of which `first..end` are bound, by one window of the weight.
-    fn dispatch(
+    /// A launch for parts of k, and one that adds them up.
+    fn split(
         &self,
-        cx: &Lower<'_>,
+        cx: &mut Lower<'_>,
         variant: Variant,
         chunk: &Chunk,
-        (first, end): (usize, usize),
-        (m0, m): (usize, usize),
-    ) -> Result<Dispatch> {
-        let x = cx.input(0)?;
-        let (n, k) = (chunk.rows, x.shape.last());
-        let p = Params {
-            m: (m - first) as u32,
-            n: n as u32,
+        splits: usize,
+    ) -> Result<()> {
+        let m = cx.input(0)?.shape.rows();
+        let part = cx.scratch([splits, m, chunk.rows], Elem::F32);
+        let mut products = self.dispatch(cx, variant, chunk, (0, m), (0, m), Some(&part))?;
+        products.groups[2] = splits as u32;
+        cx.dispatch(products)?;
+        let p = self.params(cx, chunk, (0, m))?;
+        let adding = Dispatch::new(merge(self.form(cx, cx.act)), &p).arg(&part);
+        let adding = self.epilogue(cx, adding, |operand| operand.into());
+        cx.dispatch(adding.linear(m * chunk.rows, 64).trips(splits))
+    }
+
+    /// Rows `m0..m` of x, counted from the first that is bound, by one window of the weight.
+    fn params(&self, cx: &Lower<'_>, chunk: &Chunk, (m0, m): (usize, usize)) -> Result<Params> {
+        let k = cx.input(0)?.shape.last();
+        Ok(Params {
+            m: m as u32,
+            n: chunk.rows as u32,
             k: k as u32,
             n0: chunk.row0 as u32,
             n_total: self.weight.rows() as u32,
             blocks: k.div_ceil(8) as u32,
-            m0: (m0 - first) as u32,
+            m0: m0 as u32,
             context: if self.into_cache { cx.output().shape.rows() as u32 } else { 0 },
-        };
-        let form = Form {
-            x: x.elem,
+        })
+    }
+
+    fn form(&self, cx: &Lower<'_>, x: Elem) -> Form {
+        Form {
+            x,
             act: cx.act,
             out: self.out.unwrap_or(cx.act),
             activation: self.act,
@@ -234,18 +250,49 @@ impl Matmul {
             tail: self.tail,
             into_cache: self.into_cache,
             eps: self.norm.as_ref().map(|(_, eps)| eps.to_bits()),
-        };
+            partial: false,
+        }
+    }
+
+    /// Binds what becomes of a product.
+    fn epilogue(
+        &self,
+        cx: &Lower<'_>,
+        dispatch: Dispatch,
+        bind: impl Fn(&Operand) -> Arg,
+    ) -> Dispatch {
+        let tail = cx.inputs().get(1).filter(|_| self.tail != Tail::None);
+        dispatch
+            .arg(self.bias.as_ref())
+            .arg(tail.map_or(Arg::Nothing, &bind))
+            .arg(bind(cx.output()))
+            .arg(cx.inputs().get(2).filter(|_| self.into_cache))
+    }
+
+    /// Rows `m0..m` of x, of which `first..end` are bound, by one window of the weight; into sums of parts of k, if there are any.
+    fn dispatch(
+        &self,
+        cx: &Lower<'_>,
+        variant: Variant,
+        chunk: &Chunk,
+        (first, end): (usize, usize),
+        (m0, m): (usize, usize),
+        part: Option<&Operand>,
+    ) -> Result<Dispatch> {
+        let x = cx.input(0)?;
+        let (n, k) = (chunk.rows, x.shape.last());
+        let p = self.params(cx, chunk, (m0 - first, m - first))?;
         let whole = (first, end) == (0, x.shape.rows());
         let bind = |operand: &Operand| match whole {
             true => Arg::from(operand),
             false => operand.window(first, end),
         };
-        let dispatch = Dispatch::new(spec(variant, form), &p)
-            .arg(bind(x))
-            .arg(self.bias.as_ref())
-            .arg(cx.inputs().get(1).filter(|_| self.tail != Tail::None).map_or(Arg::Nothing, bind))
-            .arg(bind(cx.output()))
-            .arg(cx.inputs().get(2).filter(|_| self.into_cache));
+        let form = Form { partial: part.is_some(), ..self.form(cx, x.elem) };
+        let dispatch = Dispatch::new(spec(variant, form), &p).arg(bind(x));
+        let dispatch = match part {
+            Some(part) => dispatch.arg(part),
+            None => self.epilogue(cx, dispatch, bind),
+        };
         let dispatch = match (variant, &self.norm) {
             (Variant::Pieces(_), norm) => dispatch.arg(norm.as_ref().map(|(gamma, _)| gamma)),
             _ => dispatch,
@@ -262,121 +309,6 @@ impl Matmul {
     }
 }
 
-impl Variant {
-    /// Workgroups and trips for m rows of x of k channels, by n rows of w.
-    fn launch(self, dispatch: Dispatch, m: usize, n: usize, k: usize) -> Dispatch {
-        let blocks = k.div_ceil(8);
-        match self {
-            Variant::Reference => dispatch.linear(m * n, 64).trips(k),
-            Variant::Vec { .. } => {
-                let mut d = dispatch.linear(n, VEC_WG as usize);
-                d.groups[2] = m as u32;
-                d.trips(blocks)
-            }
-            Variant::Pieces(pieces) => pieces.launch(dispatch, m, n, k),
-            Variant::VecLanes { .. } => {
-                let mut d = dispatch.linear(n, VEC_LANES_ROWS);
-                d.groups[2] = m as u32;
-                d.trips(blocks.div_ceil(8) + 2)
-            }
-            Variant::Tile { .. } => dispatch
-                .linear(n.div_ceil(8) * m.div_ceil(8), TILE_WG as usize)
-                .trips(blocks + EPILOGUE_TRIPS),
-            Variant::Lanes { tall, .. } => {
-                let rows = if tall { 16 } else { 8 };
-                dispatch.linear(n.div_ceil(64) * m.div_ceil(rows), 1).trips(lanes_trips(blocks))
-            }
-            Variant::Tiled { .. } => {
-                dispatch.groups(n.div_ceil(64), m.div_ceil(64), 1).trips(tiled_trips(blocks))
-            }
-            Variant::Coop { coop, .. } => {
-                let tile = coop.tile();
-                let trips = coop.trips(blocks) + coop.epilogue_trips();
-                dispatch.groups(n.div_ceil(tile), m.div_ceil(tile), 1).trips(trips)
-            }
-        }
-    }
-}
-
-pub(super) const VEC_WG: u32 = 64;
-/// Rows of w of one workgroup of [`Variant::VecLanes`].
-const VEC_LANES_ROWS: usize = 16;
-/// Iterations of the loops that store a tile of 8 by 8.
-pub(super) const EPILOGUE_TRIPS: usize = 72;
-
-#[derive(Clone, Copy, Debug)]
-enum Variant {
-    Reference,
-    /// Few rows of x: an invocation for each output.
-    Vec {
-        vec8: bool,
-    },
-    Pieces(Pieces),
-    /// Few rows of x: two outputs for each of eight lanes, which share x by broadcast.
-    VecLanes {
-        vec8: bool,
-    },
-    /// A register tile of 8 rows by 8 columns. `vec8`: K is a multiple of eight.
-    Tile {
-        vec8: bool,
-    },
-    /// A tile of 16 rows, or 8, by 64 columns in the registers of eight lanes.
-    Lanes {
-        tall: bool,
-        vec8: bool,
-    },
-    /// 64 rows by 64 columns in a workgroup that shares what it has fetched.
-    Tiled {
-        vec8: bool,
-    },
-    /// A workgroup of four subgroups that multiply matrices.
-    Coop {
-        coop: Coop,
-        vec8: bool,
-    },
-}
-
-/// Software adapters run one workgroup on one thread with eight lanes: neighbours along n share x.
-const TILE_WG: u32 = 8;
-
-/// Columns from which a tile of [`Variant::Lanes`] has fewer idle lanes than it saves loads.
-pub(super) const LANES_COLUMNS: usize = 17;
-
-/// Loop iterations of one lane: a group of weights has at least two blocks, then 16 rows of 8 columns are stored.
-pub(super) fn lanes_trips(blocks: usize) -> usize {
-    blocks + blocks.div_ceil(2) + 144
-}
-
-fn tiled_trips(blocks: usize) -> usize {
-    blocks.div_ceil(2) * 9 + EPILOGUE_TRIPS
-}
-
-fn variant(cx: &Lower<'_>, x: Elem, format: Format, (m, k, n): (usize, usize, usize)) -> Variant {
-    let (blocks, vec8) = (k.div_ceil(8), k.is_multiple_of(8));
-    if cx.reference() {
-        return Variant::Reference;
-    }
-    if m <= VEC_ROWS {
-        return match whole_groups(format, k) {
-            true if cx.eight_lanes() && n >= VEC_LANES_ROWS => Variant::VecLanes { vec8 },
-            true => Pieces::fit(cx, m, k, n).map_or(Variant::Vec { vec8 }, Variant::Pieces),
-            false => Variant::Vec { vec8 },
-        };
-    }
-    if cx.eight_lanes() && n >= LANES_COLUMNS && lanes_trips(blocks) as u64 <= MAX_TRIPS {
-        return Variant::Lanes { tall: m > 8, vec8 };
-    }
-    if let Some(coop) = Coop::fit(cx, x, m, n)
-        && (coop.trips(blocks) + coop.epilogue_trips()) as u64 <= MAX_TRIPS
-    {
-        return Variant::Coop { coop, vec8 };
-    }
-    if cx.software() || tiled_trips(blocks) as u64 > MAX_TRIPS {
-        return Variant::Tile { vec8 };
-    }
-    Variant::Tiled { vec8 }
-}
-
 /// Whether no group of weights ends within thirty-two channels: INT8 may have two of sixteen.
 pub(super) fn whole_groups(format: Format, k: usize) -> bool {
     let whole = |group: u32| group.is_multiple_of(32) || group as usize >= k;
@@ -385,91 +317,6 @@ pub(super) fn whole_groups(format: Format, k: usize) -> bool {
         Format::Q8 { group } => group == 16 || whole(group),
         Format::Q4 { group, .. } => whole(group),
     }
-}
-
-/// Element types, and what is fused.
-#[derive(Clone, Copy, Debug)]
-struct Form {
-    x: Elem,
-    /// Of the residual.
-    act: Elem,
-    out: Elem,
-    activation: Act,
-    bias: bool,
-    tail: Tail,
-    into_cache: bool,
-    /// Bits of a norm's ε.
-    eps: Option<u32>,
-}
-
-fn spec(variant: Variant, form: Form) -> Spec {
-    let x = form.x;
-    let load = |spec: Spec, vec8: bool| match vec8 {
-        true => spec.alias4("xload", x).part(X_VEC),
-        false => spec.alias("xload", x).part(X_SCALAR),
-    };
-    let spec = match variant {
-        Variant::Reference => Spec::new(REFERENCE).alias("xload", x),
-        Variant::Vec { vec8 } => load(Spec::new(VEC).u32("WG_X", VEC_WG), vec8),
-        Variant::Pieces(pieces) => load_pieces(Spec::new(PIECES), pieces, x, form.eps),
-        Variant::VecLanes { vec8 } => load(Spec::new(VEC_LANES), vec8),
-        Variant::Tile { vec8 } => load(Spec::new(TILE).u32("WG_X", TILE_WG), vec8),
-        Variant::Lanes { tall, vec8 } => load(Spec::new(LANES).flag("TALL", tall), vec8),
-        Variant::Tiled { vec8 } => load(Spec::new(TILED).part(TILE64), vec8),
-        Variant::Coop { coop, vec8 } => {
-            load(coop.join(Spec::new(COOP)).u32("WG_X", coop.workgroup()), vec8)
-        }
-    };
-    let spec = match variant {
-        Variant::Reference => spec,
-        _ => spec.part(OUT),
-    };
-    spec.part(ACTIVATION)
-        .alias("act", form.act)
-        .alias("out", form.out)
-        .u32("ACT", form.activation as u32)
-        .flag("BIAS", form.bias)
-        .flag("RESIDUAL", form.tail != Tail::None)
-        .flag("MULTIPLY", form.tail == Tail::Multiply)
-        .flag("INTO_CACHE", form.into_cache)
-}
-
-/// Everything fused that a kernel may have, for rows that are and are not whole vectors.
-fn forms(x: Elem) -> Vec<(bool, Form)> {
-    let (activation, bias, eps) = (Act::Silu, true, Some(1e-5f32.to_bits()));
-    let of = |tail, into_cache| Form { x, act: x, out: x, activation, bias, tail, into_cache, eps };
-    let add = of(Tail::Add, false);
-    let (gate, cache) = (of(Tail::Multiply, false), of(Tail::None, true));
-    vec![(true, add), (false, add), (true, gate), (true, cache)]
-}
-
-/// Variants for the shader tests.
-pub(crate) fn info() -> Vec<OpInfo> {
-    let mut specs = Vec::new();
-    for format in formats() {
-        for x in ACTS {
-            for (vec8, form) in forms(x) {
-                for variant in [
-                    Variant::Reference,
-                    Variant::Vec { vec8 },
-                    Variant::Tile { vec8 },
-                    Variant::Lanes { tall: true, vec8 },
-                    Variant::Lanes { tall: false, vec8 },
-                    Variant::Tiled { vec8 },
-                ] {
-                    specs.push(weight_part(spec(variant, form), format));
-                }
-                for pieces in Pieces::all(vec8) {
-                    specs.push(dot_part(spec(Variant::Pieces(pieces), form), format));
-                }
-                specs.push(dot_part(spec(Variant::VecLanes { vec8 }, form), format));
-                for coop in Coop::all().filter(|_| x == Elem::F16) {
-                    specs.push(weight_part(spec(Variant::Coop { coop, vec8 }, form), format));
-                }
-            }
-        }
-    }
-    vec![OpInfo { name: "matmul", specs, params: Params::FIELDS }]
 }
 
 /// The truth, in f64. x `[m, k]`, w `[n, k]`, bias `[n]`, residual `[m, n]`.

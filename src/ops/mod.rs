@@ -53,6 +53,7 @@ pub fn all() -> Vec<OpInfo> {
         guidance::info(),
         kv_cache::info(),
         matmul::info(),
+        matmul::gated::info(),
         matmul::joint::info(),
         moments::info(),
         norm::info(),

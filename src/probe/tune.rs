@@ -73,6 +73,16 @@ pub fn choices(caps: &Caps) -> Vec<Choice> {
         });
     }
     all.push(Choice {
+        name: "sums in parts",
+        ops: &["matmul", "conv2d"],
+        spec: "int4",
+        ways: vec![
+            ("below 128 tiles".into(), |t| Tuning { split_tiles: 128, ..t }),
+            ("below 32 tiles".into(), |t| Tuning { split_tiles: 32, ..t }),
+            ("never".into(), |t| Tuning { split_tiles: 0, ..t }),
+        ],
+    });
+    all.push(Choice {
         name: "lanes of a product with a vector",
         ops: &["matmul"],
         spec: "gemv",

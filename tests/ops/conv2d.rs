@@ -150,11 +150,15 @@ fn check_on(
             assert!(e <= tolerance(act), "{kernels:?} {act:?} {case:?}: {e:.2e}");
             // Everything fuses, except a time embedding into a kernel that has two inputs already.
             let separate = cb > 0 && time || side == 1 && cb == 0 && time;
+            let launches = plan.launches();
+            let merges = launches.iter().filter(|l| l.kernel.starts_with("conv2d_merge")).count();
             assert!(
-                separate || plan.launches().len() == weight.chunks().len(),
-                "{kernels:?} {case:?}: {:?}",
-                plan.launches()
+                separate || launches.len() - merges == weight.chunks().len(),
+                "{kernels:?} {case:?}: {launches:?}"
             );
+            // One sum of many products on a real GPU; a window of a weight is one of several.
+            let long = ((ca + cb) * side * side) >= 1024 && weight.chunks().len() == 1;
+            assert_eq!(merges, usize::from(long && kernels == Kernels::Hardware), "{case:?}");
         }
     }
 }
@@ -238,6 +242,19 @@ fn sizes_of_a_real_unet() {
     let spec = "int4-g64-cubic-mse";
     check(Case { size: [2, 16, 16], channels: [64, 0], rows: 64, spec, ..CASE }, 14);
     check(Case { size: [1, 24, 40], channels: [64, 0], rows: 96, spec, ..CASE }, 15);
+}
+
+/// Few pixels of many channels, as in the middle of a UNet: a GPU divides the taps among workgroups.
+#[test]
+fn taps_are_divided() {
+    for (channels, then, side, spec) in [
+        ([640, 0], Then::Everything, 3, "int4-g64-cubic-mse"),
+        ([200, 120], Then::Residual, 3, "f32"),
+        ([600, 0], Then::Time, 3, "int8-g64"),
+        ([44, 0], Then::Silu, 5, "f16"),
+    ] {
+        check(Case { size: [2, 3, 3], channels, rows: 20, side, then, spec, ..CASE }, 16);
+    }
 }
 
 #[test]

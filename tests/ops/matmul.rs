@@ -271,3 +271,38 @@ fn a_norm_goes_into_the_products_behind_it() {
         }
     }
 }
+
+/// Few rows and columns of a long sum: a GPU divides k among workgroups, and another launch adds the parts up.
+#[test]
+fn a_long_sum_is_divided() {
+    let Some(gpu) = gpu() else { return };
+    let (m, n) = (9, 24);
+    for (k, spec, parts) in
+        [(1024, "int4-g64-cubic-mse", 2), (4100, "f32", 8), (4096, "int8-g64", 8), (96, "f16", 1)]
+    {
+        let spec: QuantSpec = spec.parse().unwrap();
+        let packed = Packed::pack(&randn(60, n * k), Layout::linear(n, k), &spec, None).unwrap();
+        let weight = Weight::upload(gpu, "w", &packed).unwrap();
+        let bias = randn(61, n);
+        let vector = Vector::upload(gpu, "bias", &bias).unwrap();
+        for act in acts(gpu) {
+            let (x, r) = (stored(act, &randn(62, m * k)), stored(act, &randn(63, m * n)));
+            let want = oracle(&x, &packed.decode(), Some(&bias), Some(&r), Act::Silu, k);
+            let graph = Graph::new(act);
+            let y = linear(graph.literal([m, k], x.clone()), &weight, Some(&vector));
+            graph.output("y", activate(y, Act::Silu) + graph.literal([m, n], r.clone()));
+            let options =
+                PlanOptions { kernels: Kernels::Hardware, poison: true, ..Default::default() };
+            let plan = Plan::new(gpu, &graph, &options).unwrap();
+            plan.run().unwrap();
+            let e = nmse(&plan.read("y").unwrap(), &want);
+            assert!(e <= tolerance(act), "{act:?} {spec} {k}: {e:.2e}");
+            let launches: Vec<&str> =
+                plan.launches().iter().map(|l| l.kernel.split(' ').next().unwrap()).collect();
+            match parts {
+                1 => assert_eq!(launches.len(), 1, "{launches:?}"),
+                _ => assert_eq!(launches[1..], ["matmul_merge.wgsl"], "{launches:?}"),
+            }
+        }
+    }
+}

@@ -153,12 +153,12 @@ impl Variant {
     }
 
     /// Parts of the keys that give a real GPU enough to do: two workgroups for each of some hundred processors, unless a part
-    /// would be a turn or two.
+    /// would be over before another launch, which joins them, has begun: eight turns.
     fn busy(self, cx: &Lower<'_>, op: &Attend, s: &Sizes, reach: usize) -> usize {
         let groups: usize = self.groups(op, s).iter().product();
         let least = match self {
             _ if cx.software() => return 1,
-            Variant::Pieces { wg, lanes, .. } => 8 * (wg / lanes) as usize,
+            Variant::Pieces { wg, lanes, .. } => 32 * (wg / lanes) as usize,
             _ => 512,
         };
         (256 / groups.max(1)).clamp(1, reach.div_ceil(least))
@@ -249,4 +249,32 @@ pub(super) fn specs(elem: Elem, sights: &[Sight]) -> Vec<Spec> {
         }
     }
     specs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Target, link};
+    use crate::ops::attention::MaskKind;
+
+    /// What decides whether an adapter has room for a tile is what the shader declares.
+    #[test]
+    fn workgroup_memory_is_what_the_shader_declares() {
+        let sight = Sight { mask: MaskKind::None, window: false, cap: false, q8: false };
+        for (edge, most) in MATRICES {
+            for matrices in 1..=most as u32 {
+                let variant = Variant::Coop { edge, subgroup: 32, matrices };
+                let spec = spec(variant, Elem::F16, sight, matrices * edge / 4, false);
+                let module =
+                    naga::front::wgsl::parse_str(&link(&spec, Target::Native).text).unwrap();
+                let bytes: u32 = module
+                    .global_variables
+                    .iter()
+                    .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
+                    .map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx()))
+                    .sum();
+                assert_eq!(bytes, variant.workgroup_bytes(), "{matrices} of {edge}");
+            }
+        }
+    }
 }

@@ -41,7 +41,7 @@ struct Form {
 }
 
 fn spec(pieces: Pieces, form: Form) -> Spec {
-    load_pieces(Spec::new(JOINT), pieces, form.x, form.eps)
+    load_pieces(Spec::new(JOINT), pieces, form.x, form.eps, 6)
         .alias("act", form.act)
         .flag("BIAS", form.bias)
         .u32("CACHES", form.caches)
@@ -55,6 +55,11 @@ pub(super) fn may_join(one: &Matmul, other: &Matmul) -> bool {
             && m.out.is_none()
             && m.weight.columns().is_none()
     };
+    plain(one) && plain(other) && alike(one, other)
+}
+
+/// Whether one kernel can multiply with the weights of both, behind the same norm.
+pub(super) fn alike(one: &Matmul, other: &Matmul) -> bool {
     let same_norm = match (&one.norm, &other.norm) {
         (Some((a, ea)), Some((b, eb))) => a.buffer.same(&b.buffer) && ea == eb,
         (None, None) => true,
@@ -67,14 +72,21 @@ pub(super) fn may_join(one: &Matmul, other: &Matmul) -> bool {
         Format::F32 => (32, 0, false, Offset::None),
     };
     let (ours, theirs) = (one.weight.format(), other.weight.format());
-    plain(one)
-        && plain(other)
-        && same_norm
+    same_norm
         && one.bias.is_some() == other.bias.is_some()
         && one.weight.channels() == other.weight.channels()
         && kind(ours) == kind(theirs)
         && whole_groups(ours, one.weight.channels())
         && matches!((one.weight.chunks(), other.weight.chunks()), ([a], [b]) if a.beside([b].into_iter()).is_some())
+}
+
+/// Where a weight at these bytes begins as kernels count, its scales, and what makes its levels cubic.
+pub(super) fn side(matmul: &Matmul, [words, scales]: [u64; 2]) -> (u32, u32, f32) {
+    let cubic = match matmul.weight.format() {
+        Format::Q4 { cubic, .. } => cubic,
+        _ => 0.0,
+    };
+    ((words / 16) as u32, (scales / 4) as u32, cubic)
 }
 
 /// Emits one launch for `first` and two others, all of which were asked whether they join ([`may_join`]). False where this
@@ -100,14 +112,10 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &Matmul, others: &[Joint]) -> Res
     }
 
     let mut p = Params { k: k as u32, blocks: k.div_ceil(8) as u32, ..Default::default() };
-    for (i, (matmul, [words, scales])) in all.iter().zip(&places).enumerate() {
+    for (i, (matmul, place)) in all.iter().zip(&places).enumerate() {
         let rows = matmul.weight().rows() as u32;
         (p.begins[i], p.counts[i]) = (p.total, rows);
-        (p.words[i], p.scales[i]) = ((words / 16) as u32, (scales / 4) as u32);
-        p.cubic[i] = match matmul.weight().format() {
-            Format::Q4 { cubic, .. } => cubic,
-            _ => 0.0,
-        };
+        (p.words[i], p.scales[i], p.cubic[i]) = side(matmul, *place);
         p.total += rows;
     }
     let inputs: Vec<&[_]> =

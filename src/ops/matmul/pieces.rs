@@ -36,6 +36,10 @@ impl Pieces {
         let subgroup = cx.caps.subgroups && cx.caps.subgroup_min >= lanes;
         Some(Pieces { lanes, rows: rows as u32, subgroup, vec8: k.is_multiple_of(8) })
     }
+    /// The same with two rows at least, which belong to two weights.
+    pub(super) fn in_pairs(self) -> Pieces {
+        Pieces { rows: self.rows.max(2), ..self }
+    }
     /// Those of the shader tests.
     pub(super) fn all(vec8: bool) -> impl Iterator<Item = Pieces> {
         [(1, 1, true), (16, 2, true), (32, 4, true), (32, 4, false)]
@@ -50,11 +54,22 @@ impl Pieces {
     }
 }
 
-/// What kernels that go by thirty-two channels have in common; `eps` is of the norm that they compute, in bits.
-pub(super) fn load_pieces(spec: Spec, pieces: Pieces, x: Elem, eps: Option<u32>) -> Spec {
+/// What kernels that go by thirty-two channels have in common; `eps` is of the norm that they compute, in bits, whose scale they
+/// bind as `gamma`.
+pub(super) fn load_pieces(
+    spec: Spec,
+    pieces: Pieces,
+    x: Elem,
+    eps: Option<u32>,
+    gamma: u32,
+) -> Spec {
     let Pieces { lanes, rows, subgroup, vec8 } = pieces;
     let spec = spec.u32("LANES", lanes).u32("ROWS", rows).u32("WG_X", VEC_WG);
-    let spec = spec.flag("NORM", eps.is_some()).u32("EPS", eps.unwrap_or(0)).part(PART);
+    let spec = spec
+        .flag("NORM", eps.is_some())
+        .u32("EPS", eps.unwrap_or(0))
+        .part(PART)
+        .u32("GAMMA", gamma);
     let spec = spec.part(self::lanes(subgroup));
     match vec8 {
         true => spec.alias4("xload", x).part(X_VEC).part(GAMMA_VEC),

@@ -1,0 +1,33 @@
+// Adds up the sums of a convolution over parts of k, and does with them what is to become of it.
+struct Params {
+    m0: u32,      // first output pixel of this dispatch (of all pixels of the batch)
+    m: u32,       // one past its last output pixel
+    n: u32,       // rows of w in this window
+    n0: u32,      // first row of this window
+    n_total: u32, // channels of y
+    in_h: u32,
+    in_w: u32,
+    out_h: u32,
+    out_w: u32,
+    ca: u32,      // channels of x
+    cb: u32,      // channels of the second input, 0 without
+    side: u32,    // taps in each direction
+    stride: u32,
+    up: u32,      // 1 if the input is doubled in both directions first
+    before: u32,  // zeros before the first row and column
+    steps: u32,   // rows of the table of time embeddings
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> sums: array<f32>; // [parts, m - m0, n_total]
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+    let item = id.y * groups.x * 64u + id.x;
+    let count = (p.m - p.m0) * p.n_total;
+    if (item >= count) { return; }
+    var sum = 0.0;
+    for (var i = item; i < arrayLength(&sums); i += count) {
+        sum += sums[i];
+    }
+    store(p.m0 + item / p.n_total, item % p.n_total, sum);
+}
