@@ -30,8 +30,9 @@ pub struct GpuArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub vram_budget: Option<u64>,
     /// Leave optional features out: f16,subgroups,timestamps,coop (cooperative
-    /// matrices),limits or all (to test what remains); also
-    /// fast-kernels, which leaves the reference kernels
+    /// matrices),limits,pipeline-cache (compiled kernels on disk) or all
+    /// (to test what remains); also fast-kernels, which leaves the
+    /// reference kernels
     #[arg(long, value_name = "LIST", value_parser = Without::parse)]
     pub without: Option<Without>,
 }
@@ -43,6 +44,7 @@ impl GpuArgs {
             device: self.device.clone(),
             vram_budget: self.vram_budget,
             without: self.without.unwrap_or_default(),
+            pipelines: avoid::cache_folder().map(|folder| folder.join("pipelines")),
         }
     }
     /// Opens the adapter, without what `inknib doctor` found wrong on it and with what `inknib tune` found fastest.
