@@ -9,6 +9,7 @@ pub mod bench;
 mod bench_files;
 mod bench_image;
 mod bench_ops;
+mod bytes;
 pub mod chat;
 pub mod common;
 pub mod compare;

@@ -13,6 +13,8 @@ pub struct Caps {
     pub subgroup_max: u32,
     pub timestamps: bool,
     pub int_dot: bool,
+    /// Products of few rows are to round x to eight bits (`GpuOptions::int_dot`).
+    pub int_products: bool,
     /// What the driver compiles can be kept on disk.
     pub pipeline_cache: bool,
     /// Edge of the square f16 matrices that a subgroup multiplies and adds to one in f32: 16 or 8; 0 without.
@@ -147,6 +149,7 @@ impl Caps {
                         | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS,
                 ),
             int_dot: true,
+            int_products: false,
             pipeline_cache: !without.pipeline_cache
                 && features.contains(wgpu::Features::PIPELINE_CACHE),
             coop_edge: if without.coop || without.f16 || without.subgroups {

@@ -23,6 +23,8 @@ pub struct GpuOptions {
     pub vram_budget: Option<u64>,
     /// Optional features to leave out.
     pub without: Without,
+    /// Few rows of x are rounded to eight bits and multiplied as integers, where weights are INT8 or uniform INT4: lossy.
+    pub int_dot: bool,
     /// A folder where compiled kernels are kept from one run to the next. Default: nothing is read or written.
     pub pipelines: Option<PathBuf>,
 }
@@ -182,7 +184,8 @@ impl Gpu {
         let all = ranked(&instance);
         let index = choose(&all, options)?;
         let adapter = &all[index];
-        let summary = summary(index, adapter, options.without);
+        let mut summary = summary(index, adapter, options.without);
+        summary.caps.int_products = options.int_dot;
         let caps = &summary.caps;
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SHADER_F16, caps.f16);

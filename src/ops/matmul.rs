@@ -1,6 +1,7 @@
 //! Matrix multiplication with a packed weight: `y = activation(x · wᵀ + bias) + residual`, or times it, or into a cache.
 
 pub(super) mod coop;
+mod forms;
 pub mod joint;
 mod pieces;
 
@@ -8,13 +9,15 @@ use std::any::Any;
 use std::rc::Rc;
 
 use coop::Coop;
-use pieces::{Pieces, load_pieces};
+pub(crate) use forms::info;
+use forms::{Form, spec};
+use pieces::Pieces;
 
 use super::gather::gather;
 use super::kv_cache::KvWrite;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
-use super::{ACTS, OpInfo, formats};
-use crate::gpu::{Elem, Source, Spec};
+use super::round8::{Codes, rounded};
+use crate::gpu::{Elem, Source};
 use crate::graph::{
     Arg, Chunk, Dispatch, Joint, Lower, MAX_TRIPS, Op, Operand, Var, Vector, Weight, dot_part,
     weight_part,
@@ -22,24 +25,13 @@ use crate::graph::{
 use crate::quant::Format;
 use crate::{Result, params, source};
 
-const TILE: Source = source!("matmul.wgsl");
-const LANES: Source = source!("matmul_lanes.wgsl");
-const TILED: Source = source!("matmul_tiled.wgsl");
 /// The workgroup's part of a tiled product, here and in conv2d.
 pub(super) const TILE64: Source = source!("parts/tile64.wgsl");
-const COOP: Source = source!("matmul_coop.wgsl");
-const VEC: Source = source!("matmul_vec.wgsl");
-const VEC_LANES: Source = source!("matmul_vec_lanes.wgsl");
-const REFERENCE: Source = source!("reference/matmul.wgsl");
-/// What becomes of a product, in all but the reference.
-const OUT: Source = source!("parts/matmul_out.wgsl");
-const ACTIVATION: Source = source!("parts/activation.wgsl");
 pub(super) const X_VEC: Source = source!("parts/x_vec.wgsl");
 pub(super) const X_SCALAR: Source = source!("parts/x_scalar.wgsl");
-const PIECES: Source = source!("matmul_pieces.wgsl");
 
 /// Rows of x up to which one output per group of lanes beats a register tile.
-pub(super) const VEC_ROWS: usize = 4;
+pub(crate) const VEC_ROWS: usize = 4;
 
 params! {
     pub struct Params {
@@ -76,23 +68,36 @@ pub struct Matmul {
     /// An RMS norm of x that is computed on the way: its scale and ε.
     pub(super) norm: Option<(Vector, f32)>,
     pub(super) out: Option<Elem>,
+    /// Whether few rows of x are rounded to eight bits on any device, and not only where it is asked to.
+    pub(super) rounds: bool,
 }
 
 /// `x · wᵀ + bias`: `[.., K]` by a weight of N rows and K channels gives `[.., N]`. Where the weight's
 /// channels were reordered, x is gathered in their order first.
 #[track_caller]
 pub fn linear<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var<'g> {
-    record(x, weight, bias, None)
+    record(x, weight, bias, (None, false))
 }
 
 /// As [`linear`], stored as f32 whatever the graph's activations are (logits).
 #[track_caller]
 pub fn linear_f32<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var<'g> {
-    record(x, weight, bias, Some(Elem::F32))
+    record(x, weight, bias, (Some(Elem::F32), false))
+}
+
+/// As [`linear`]; few rows of x meet weights of uniform INT4 or INT8 in eight bits, as with `GpuOptions::int_dot` everywhere.
+#[track_caller]
+pub fn linear_rounded<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var<'g> {
+    record(x, weight, bias, (None, true))
 }
 
 #[track_caller]
-fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<Elem>) -> Var<'g> {
+fn record<'g>(
+    x: Var<'g>,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    (out, rounds): (Option<Elem>, bool),
+) -> Var<'g> {
     let (shape, k, n) = (x.shape(), weight.taps() * weight.channels(), weight.rows());
     let fits = if weight.taps() != 1 || shape.last() != k {
         Err(format!(
@@ -113,6 +118,7 @@ fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<El
         into_cache: false,
         norm: None,
         out,
+        rounds,
     };
     let x = match (&fits, weight.columns()) {
         (Ok(_), Some(columns)) => gather(x, x.graph().external(columns, [k], Elem::U32)),
@@ -125,6 +131,11 @@ impl Matmul {
     /// What x is multiplied with.
     pub fn weight(&self) -> &Weight {
         &self.weight
+    }
+    /// The order of x in eight bits, where few rows of it are rounded for this weight.
+    fn codes(&self, cx: &Lower<'_>) -> Option<Codes> {
+        let asked = self.rounds || cx.caps.int_products;
+        pieces::codes(self.weight.format()).filter(|_| asked)
     }
     /// Behind an RMS norm that it computes itself, if its kernel for a real GPU can: of few rows of x each launch has it as a
     /// by-product.
@@ -174,9 +185,16 @@ impl Op for Matmul {
     }
 
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
-        let x = cx.input(0)?;
+        let x = cx.input(0)?.clone();
         let (m, k) = (x.shape.rows(), x.shape.last());
-        let variant = variant(cx, x.elem, self.weight.format(), (m, k, self.weight.rows()));
+        let size = (m, k, self.weight.rows());
+        let variant = variant(cx, x.elem, (self.weight.format(), self.codes(cx)), size);
+        let codes = match variant {
+            Variant::Pieces(pieces) => pieces.codes,
+            _ => None,
+        };
+        let gamma = self.norm.as_ref().map(|(gamma, _)| gamma);
+        let eight = codes.map(|codes| rounded(cx, &x, codes, gamma)).transpose()?;
         let window = match self.into_cache {
             true => m.max(1),
             false => cx.window_rows(m, cx.inputs().iter().chain([cx.output()])),
@@ -187,7 +205,7 @@ impl Op for Matmul {
                 let bound = (first, m.min(first + window));
                 for m0 in (bound.0..bound.1).step_by(step) {
                     let rows = (m0, bound.1.min(m0 + step));
-                    let dispatch = self.dispatch(cx, variant, chunk, bound, rows)?;
+                    let dispatch = self.dispatch(cx, (variant, &eight), chunk, bound, rows)?;
                     cx.dispatch(dispatch)?;
                 }
             }
@@ -208,7 +226,7 @@ impl Matmul {
     fn dispatch(
         &self,
         cx: &Lower<'_>,
-        variant: Variant,
+        (variant, eight): (Variant, &Option<Operand>),
         chunk: &Chunk,
         (first, end): (usize, usize),
         (m0, m): (usize, usize),
@@ -241,20 +259,21 @@ impl Matmul {
             false => operand.window(first, end),
         };
         let dispatch = Dispatch::new(spec(variant, form), &p)
-            .arg(bind(x))
+            .arg(eight.as_ref().map_or_else(|| bind(x), Arg::from))
             .arg(self.bias.as_ref())
             .arg(cx.inputs().get(1).filter(|_| self.tail != Tail::None).map_or(Arg::Nothing, bind))
             .arg(bind(cx.output()))
             .arg(cx.inputs().get(2).filter(|_| self.into_cache));
         let dispatch = match (variant, &self.norm) {
+            // The same memory once more, as floats.
+            (Variant::Pieces(_), _) if eight.is_some() => dispatch.arg(eight.as_ref()),
             (Variant::Pieces(_), norm) => dispatch.arg(norm.as_ref().map(|(gamma, _)| gamma)),
             _ => dispatch,
         };
         let dispatch = dispatch
             .weight_as(chunk, |spec| match variant {
-                Variant::Pieces(_) | Variant::VecLanes { .. } => {
-                    dot_part(spec, self.weight.format())
-                }
+                Variant::Pieces(pieces) => pieces.dot_part(spec, self.weight.format()),
+                Variant::VecLanes { .. } => dot_part(spec, self.weight.format()),
                 _ => weight_part(spec, self.weight.format()),
             })
             .flops(2 * (m - m0) * n * k);
@@ -351,16 +370,23 @@ fn tiled_trips(blocks: usize) -> usize {
     blocks.div_ceil(2) * 9 + EPILOGUE_TRIPS
 }
 
-fn variant(cx: &Lower<'_>, x: Elem, format: Format, (m, k, n): (usize, usize, usize)) -> Variant {
+/// `codes`: in what order x is rounded, if it is.
+fn variant(
+    cx: &Lower<'_>,
+    x: Elem,
+    (format, codes): (Format, Option<Codes>),
+    (m, k, n): (usize, usize, usize),
+) -> Variant {
     let (blocks, vec8) = (k.div_ceil(8), k.is_multiple_of(8));
     if cx.reference() {
         return Variant::Reference;
     }
     if m <= VEC_ROWS {
-        return match whole_groups(format, k) {
-            true if cx.eight_lanes() && n >= VEC_LANES_ROWS => Variant::VecLanes { vec8 },
-            true => Pieces::fit(cx, m, k, n).map_or(Variant::Vec { vec8 }, Variant::Pieces),
-            false => Variant::Vec { vec8 },
+        return match Pieces::fit(cx, codes, (m, k, n)) {
+            _ if !whole_groups(format, k) => Variant::Vec { vec8 },
+            Some(pieces) => Variant::Pieces(pieces),
+            None if cx.eight_lanes() && n >= VEC_LANES_ROWS => Variant::VecLanes { vec8 },
+            None => Variant::Vec { vec8 },
         };
     }
     if cx.eight_lanes() && n >= LANES_COLUMNS && lanes_trips(blocks) as u64 <= MAX_TRIPS {
@@ -385,91 +411,6 @@ pub(super) fn whole_groups(format: Format, k: usize) -> bool {
         Format::Q8 { group } => group == 16 || whole(group),
         Format::Q4 { group, .. } => whole(group),
     }
-}
-
-/// Element types, and what is fused.
-#[derive(Clone, Copy, Debug)]
-struct Form {
-    x: Elem,
-    /// Of the residual.
-    act: Elem,
-    out: Elem,
-    activation: Act,
-    bias: bool,
-    tail: Tail,
-    into_cache: bool,
-    /// Bits of a norm's ε.
-    eps: Option<u32>,
-}
-
-fn spec(variant: Variant, form: Form) -> Spec {
-    let x = form.x;
-    let load = |spec: Spec, vec8: bool| match vec8 {
-        true => spec.alias4("xload", x).part(X_VEC),
-        false => spec.alias("xload", x).part(X_SCALAR),
-    };
-    let spec = match variant {
-        Variant::Reference => Spec::new(REFERENCE).alias("xload", x),
-        Variant::Vec { vec8 } => load(Spec::new(VEC).u32("WG_X", VEC_WG), vec8),
-        Variant::Pieces(pieces) => load_pieces(Spec::new(PIECES), pieces, x, form.eps),
-        Variant::VecLanes { vec8 } => load(Spec::new(VEC_LANES), vec8),
-        Variant::Tile { vec8 } => load(Spec::new(TILE).u32("WG_X", TILE_WG), vec8),
-        Variant::Lanes { tall, vec8 } => load(Spec::new(LANES).flag("TALL", tall), vec8),
-        Variant::Tiled { vec8 } => load(Spec::new(TILED).part(TILE64), vec8),
-        Variant::Coop { coop, vec8 } => {
-            load(coop.join(Spec::new(COOP)).u32("WG_X", coop.workgroup()), vec8)
-        }
-    };
-    let spec = match variant {
-        Variant::Reference => spec,
-        _ => spec.part(OUT),
-    };
-    spec.part(ACTIVATION)
-        .alias("act", form.act)
-        .alias("out", form.out)
-        .u32("ACT", form.activation as u32)
-        .flag("BIAS", form.bias)
-        .flag("RESIDUAL", form.tail != Tail::None)
-        .flag("MULTIPLY", form.tail == Tail::Multiply)
-        .flag("INTO_CACHE", form.into_cache)
-}
-
-/// Everything fused that a kernel may have, for rows that are and are not whole vectors.
-fn forms(x: Elem) -> Vec<(bool, Form)> {
-    let (activation, bias, eps) = (Act::Silu, true, Some(1e-5f32.to_bits()));
-    let of = |tail, into_cache| Form { x, act: x, out: x, activation, bias, tail, into_cache, eps };
-    let add = of(Tail::Add, false);
-    let (gate, cache) = (of(Tail::Multiply, false), of(Tail::None, true));
-    vec![(true, add), (false, add), (true, gate), (true, cache)]
-}
-
-/// Variants for the shader tests.
-pub(crate) fn info() -> Vec<OpInfo> {
-    let mut specs = Vec::new();
-    for format in formats() {
-        for x in ACTS {
-            for (vec8, form) in forms(x) {
-                for variant in [
-                    Variant::Reference,
-                    Variant::Vec { vec8 },
-                    Variant::Tile { vec8 },
-                    Variant::Lanes { tall: true, vec8 },
-                    Variant::Lanes { tall: false, vec8 },
-                    Variant::Tiled { vec8 },
-                ] {
-                    specs.push(weight_part(spec(variant, form), format));
-                }
-                for pieces in Pieces::all(vec8) {
-                    specs.push(dot_part(spec(Variant::Pieces(pieces), form), format));
-                }
-                specs.push(dot_part(spec(Variant::VecLanes { vec8 }, form), format));
-                for coop in Coop::all().filter(|_| x == Elem::F16) {
-                    specs.push(weight_part(spec(Variant::Coop { coop, vec8 }, form), format));
-                }
-            }
-        }
-    }
-    vec![OpInfo { name: "matmul", specs, params: Params::FIELDS }]
 }
 
 /// The truth, in f64. x `[m, k]`, w `[n, k]`, bias `[n]`, residual `[m, n]`.
