@@ -9,6 +9,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 fn run(args: &[&str]) -> (i32, Value, String) {
     let model = format!("{ROOT}/models/demo-chat");
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let output = command.args(args).args(["-m", &model, "--json"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let value = serde_json::from_str(&text).unwrap_or(Value::Null);
@@ -110,6 +111,7 @@ fn perplexity_prints_what_scripts_read() {
 #[test]
 fn a_large_picture_is_decoded_in_tiles() {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let model = format!("{ROOT}/models/demo-scenes");
     let args = ["bench", "--decode", "256", "--vram-budget", "30M", "-r", "1", "--json", "-m"];
     let output = command.args(args).arg(&model).output().unwrap();
@@ -131,6 +133,7 @@ fn a_large_picture_is_decoded_in_tiles() {
 #[test]
 fn an_image_model_is_measured_step_by_step() {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let model = format!("{ROOT}/models/demo-scenes");
     let args = ["bench", "--size", "64", "--weights", "int4,fp16", "-r", "1", "--json", "-m"];
     let output = command.args(args).arg(&model).output().unwrap();
@@ -169,6 +172,7 @@ fn an_image_model_is_measured_step_by_step() {
 #[test]
 fn sizes_that_a_model_cannot_paint_are_refused() {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let model = format!("{ROOT}/models/demo-scenes");
     let output = command.args(["bench", "--size", "60", "-r", "1", "-m", &model]).output().unwrap();
     if skipped(output.status.code().unwrap()) {
@@ -198,6 +202,7 @@ fn forms_of_four_bits_side_by_side() {
 /// As `run`, of ops: there is no model.
 fn run_ops(args: &[&str]) -> (i32, Value, String) {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let output = command.args(["bench", "--quick", "--json"]).args(args).output().unwrap();
     let value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
     (output.status.code().unwrap(), value, String::from_utf8(output.stderr).unwrap())

@@ -16,6 +16,7 @@ struct Run {
 /// Runs `inknib chat` on the shipped model; None (and a line) where there is no adapter.
 fn chat(flags: &[&str], input: &str) -> Option<Run> {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     // fp16: quantizing at each of many starts would take longer than the answers.
     let model = format!("{ROOT}/models/demo-chat");
     command.args(["chat", "--weights", "fp16", "-m", &model]).args(flags);
@@ -146,6 +147,7 @@ fn settings_that_are_not_followed_are_named() {
     let settings = "{\"eos_token_id\": 2, \"num_beams\": 4, \"min_new_tokens\": 3, \"no_repeat_ngram_size\": 4, \"top_p\": 1.0}";
     std::fs::write(&file, settings).unwrap();
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let model = folder.path().to_str().unwrap();
     let output = command.args(["chat", "-m", model, "-p", "Hello!", "-n", "4"]).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();

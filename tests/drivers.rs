@@ -47,6 +47,7 @@ fn stacks(folder: &Path) -> Vec<Stack> {
 
 fn inknib(stack: &Stack, args: &[&str]) -> (i32, String, String) {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     for (name, value) in &stack.variables {
         command.env(name, value);
     }

@@ -15,6 +15,7 @@ use inknib::graph::Kernels;
 use inknib::ops::canary;
 use inknib::probe::driver::reported;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 struct Run {
     code: i32,
@@ -22,12 +23,12 @@ struct Run {
     err: String,
 }
 
-/// Runs the binary with these variables, `input` on standard input, and a cache folder that is not there.
+/// Runs the binary with these variables, `input` on standard input, and a cache folder that cannot be there.
 fn inknib(args: &[&str], variables: &[(&str, &str)], input: &str) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_inknib"));
     command.args(args).current_dir(env!("CARGO_MANIFEST_DIR")).write_stdin(input);
     command.env_remove("RUST_LOG").env_remove("INKNIB_MODELS").env_remove("INKNIB_FAULT");
-    command.env("INKNIB_CACHE", "no-such-folder").envs(variables.iter().copied());
+    command.env("INKNIB_CACHE", "Cargo.toml/none").envs(variables.iter().copied());
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let code = output.status.code().unwrap_or(-1);
@@ -338,7 +339,9 @@ fn the_reference_kernels_are_left_and_then_nothing() {
 #[test]
 fn doctor_says_what_runs_and_why() {
     let Some(gpu) = gpu() else { return };
-    let value = json(&well(&["doctor", "--json"], &[], ""));
+    let folder = tempfile::tempdir().unwrap();
+    let cache = ("INKNIB_CACHE", folder.path().to_str().unwrap());
+    let value = json(&well(&["doctor", "--json"], &[cache], ""));
     assert_eq!(value["avoids"], serde_json::json!([]));
     assert_eq!(value["canaries"]["lost_device"], true);
     for field in ["loops_right", "non_finite_right"] {
@@ -360,8 +363,12 @@ fn doctor_says_what_runs_and_why() {
     let lost = well(&["doctor", "--json"], &[("INKNIB_FAULT", "lose-device:3")], "");
     assert!(lost.err.contains(LOST), "{}", lost.err);
     assert_eq!(json(&lost)["avoids"], serde_json::json!([]));
-    // The record is not made where there is nothing to record.
-    assert!(!Path::new(env!("CARGO_MANIFEST_DIR")).join("no-such-folder").exists());
+    // The record is not made where there is nothing to record; what was compiled for the test is kept.
+    assert!(!folder.path().join("drivers.json").exists());
+    if gpu.caps().pipeline_cache {
+        let file = Path::new(value["compiled_kernels"]["file"].as_str().unwrap());
+        assert!(file.starts_with(folder.path()) && file.is_file(), "{value}");
+    }
     refused(&["doctor"], &[("INKNIB_FAULT", "wrong:colour")], 2, &["wrong:subgroups"]);
 }
 
@@ -380,6 +387,47 @@ fn devices_say_which_one_is_taken() {
     let table = well(&["devices"], &[], "").out;
     assert!(table.contains("* is taken without --device"), "{table}");
     assert!(table.contains("lanes") && table.contains("shared memory"), "{table}");
+}
+
+/// Compiled kernels are kept for the next run; whatever becomes of the file does no harm, and is put right.
+#[test]
+fn compiled_kernels_are_kept() {
+    let Some(gpu) = gpu().filter(|gpu| gpu.caps().pipeline_cache) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cache = ("INKNIB_CACHE", folder.path().to_str().unwrap());
+    let chat = [&CHAT[..], &["-n", "2", "-p", "Hello!"]].concat();
+    let left_out = [&chat[..], &["--without", "pipeline-cache"]].concat();
+    let answer = well(&left_out, &[cache], "").out;
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "{}", gpu.adapter().name);
+
+    let kept = || {
+        let run = well(&chat, &[cache], "");
+        assert_eq!((run.out.as_str(), run.err.contains("WARN")), (answer.as_str(), false));
+        let files: Vec<_> = std::fs::read_dir(folder.path().join("pipelines")).unwrap().collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        let path = files.into_iter().next().unwrap().unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let (digest, data) = bytes.split_at(32);
+        assert_eq!(digest, Sha256::digest(data).as_slice());
+        assert!(data.starts_with(b"WGPUPLCH"), "wgpu's header");
+        (path, data.to_vec())
+    };
+    let (path, data) = kept();
+    let sealed = |data: &[u8]| [Sha256::digest(data).as_slice(), data].concat();
+    let whole = sealed(&data);
+    let (mut flipped, mut foreign) = (whole.clone(), data.clone());
+    *flipped.last_mut().unwrap() ^= 1;
+    // Behind magic, version, size of a pointer and backend: whose adapter it is.
+    foreign[17..32].fill(0x5a);
+    let half = whole.len() / 2;
+    let others = [vec![], b"garbage".to_vec(), whole[..half].to_vec(), flipped];
+    let sealed_others =
+        [sealed(b""), sealed(&[0x5a; 999]), sealed(&data[..half]), sealed(&foreign)];
+    for (i, other) in others.into_iter().chain(sealed_others).enumerate() {
+        std::fs::write(&path, &other).unwrap();
+        assert_eq!(kept().0, path);
+        assert_ne!(std::fs::read(&path).unwrap(), other, "file {i}");
+    }
 }
 
 /// What `tune` measured is remembered for this driver and taken by others, until it is forgotten.

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 fn inknib(args: &[&str]) -> (i32, String, String) {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))

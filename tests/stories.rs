@@ -15,6 +15,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Runs `inknib chat --json`; None (and a line) where there is no adapter.
 fn chat(model: &str, flags: &[&str]) -> Option<Value> {
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let output = command.args(["chat", "--json", "-m", model]).args(flags).output().unwrap();
     if output.status.code() == Some(3) {
         println!("skipped: no adapter");
@@ -73,6 +74,7 @@ fn a_gguf_file_goes_on_with_a_story() {
         assert!(text.starts_with(want), "{kind}: {text}");
     }
     let mut command = Command::cargo_bin("inknib").unwrap();
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     let output = command.args(["chat", "-p", "Hello", "-m", folder.to_str().unwrap()]).output();
     let output = output.unwrap();
     let error = String::from_utf8_lossy(&output.stderr);

@@ -132,6 +132,7 @@ pub fn describe(adapter: &AdapterSummary) -> Value {
             "subgroups": caps.subgroups,
             "timestamps": caps.timestamps,
             "int_dot": caps.int_dot,
+            "pipeline_cache": caps.pipeline_cache,
             "coop_matrix": caps.coop_edge > 0,
             "coop_edge": caps.coop_edge,
         },

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::avoid::{self, Entry};
 use super::common::{ActivationChoice, GpuArgs, Ui, table};
 use super::devices::describe;
-use super::doctor_report::places;
+use super::doctor_report::{Kept, places};
 use super::doctor_tiers::{NEXT, Tier, search};
 use super::json::round;
 use crate::Result;
@@ -144,6 +144,7 @@ fn about_the_adapter(gpu: &Gpu, ui: &Ui) -> Result<()> {
         ("subgroups", caps.subgroups),
         ("timestamps", caps.timestamps),
         ("cooperative matrix", caps.coop_edge > 0),
+        ("pipeline cache", caps.pipeline_cache),
     ];
     let list = |wanted: bool| -> String {
         let names: Vec<&str> =
@@ -168,6 +169,7 @@ fn about_the_adapter(gpu: &Gpu, ui: &Ui) -> Result<()> {
     for place in places() {
         row(place.name, place.describe());
     }
+    row("compiled kernels", Kept::by(gpu).describe());
     ui.line(&shown.to_string())
 }
 
@@ -317,6 +319,7 @@ fn report(
         "avoids": if passed { best.without.words() } else { Vec::new() },
         "tiers": tiers.iter().map(tried).collect::<Vec<_>>(),
         "files": files,
+        "compiled_kernels": Kept::by(&tiers[0].gpu),
         "disk": places.iter().map(|place| place.json()).collect::<Vec<_>>(),
     });
     if let Ok(test) = &best.outcome {

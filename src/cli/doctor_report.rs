@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::avoid::cache_folder;
+use crate::gpu::{Gpu, mib};
 
 /// A folder that the program may use.
 pub(super) struct Place {
@@ -98,5 +100,39 @@ impl Place {
             "error": writable.and_then(Result::err),
             "free_bytes": self.free(),
         })
+    }
+}
+
+/// Where kernels that a driver has compiled are kept, and how much that is.
+#[derive(Serialize)]
+pub(super) struct Kept {
+    file: Option<PathBuf>,
+    bytes: u64,
+    #[serde(skip)]
+    offered: bool,
+}
+
+impl Kept {
+    pub fn by(gpu: &Gpu) -> Kept {
+        let file = gpu.pipelines().map(Path::to_path_buf);
+        let bytes = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |of| of.len());
+        Kept { file, bytes, offered: gpu.caps().pipeline_cache }
+    }
+    pub fn describe(&self) -> String {
+        match &self.file {
+            Some(file) if self.bytes == 0 => format!("{} (nothing yet)", file.display()),
+            Some(file) if self.bytes < 1 << 10 => {
+                format!(
+                    "{} ({} bytes: the driver gives nothing to keep)",
+                    file.display(),
+                    self.bytes
+                )
+            }
+            Some(file) => format!("{} ({})", file.display(), mib(self.bytes)),
+            None if self.offered => {
+                "not kept: there is no folder for them; set INKNIB_CACHE".into()
+            }
+            None => "not kept here: the adapter has no pipeline cache, or it is left out".into(),
+        }
     }
 }

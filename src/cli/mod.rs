@@ -9,6 +9,7 @@ pub mod bench;
 mod bench_files;
 mod bench_image;
 mod bench_ops;
+mod bytes;
 pub mod chat;
 pub mod common;
 pub mod compare;
@@ -62,7 +63,8 @@ Exit codes:
   3 no usable GPU adapter     7 comparison out of tolerance      130 interrupted
 
 Environment: RUST_LOG sets the log level, WGPU_BACKEND and WGPU_ADAPTER_NAME narrow the adapters,
-INKNIB_MODELS names a folder where `-m NAME` is looked for, INKNIB_CACHE one for what `doctor` and `tune` remember.
+INKNIB_MODELS names a folder where `-m NAME` is looked for, INKNIB_CACHE one for what `doctor` and `tune` remember
+and for compiled kernels.
 
 Examples:
   inknib demo                 a picture and a conversation

@@ -142,7 +142,8 @@ fn web(options: &GpuOptions, choice: &Choice, folder: &Path, ui: &Ui) -> Result<
 
 /// The adapters that are asked for.
 fn devices(args: &Args) -> Result<Vec<GpuOptions>> {
-    let options = args.gpu.options();
+    // Kernels are compiled here: what is to be tested is this driver, and few of these are what models run.
+    let options = GpuOptions { pipelines: None, ..args.gpu.options() };
     if options.device.as_deref() != Some("all") {
         return Ok(vec![options]);
     }

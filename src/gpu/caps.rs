@@ -13,6 +13,10 @@ pub struct Caps {
     pub subgroup_max: u32,
     pub timestamps: bool,
     pub int_dot: bool,
+    /// Products of few rows are to round x to eight bits (`GpuOptions::int_dot`).
+    pub int_products: bool,
+    /// What the driver compiles can be kept on disk.
+    pub pipeline_cache: bool,
     /// Edge of the square f16 matrices that a subgroup multiplies and adds to one in f32: 16 or 8; 0 without.
     pub coop_edge: u32,
     /// False where a self-test found that only the reference kernels compute right.
@@ -71,10 +75,12 @@ pub struct Without {
     pub limits: bool,
     /// All but the reference kernels: what is left where a driver compiles nothing else right.
     pub fast_kernels: bool,
+    /// Compiled kernels that an earlier run left on disk.
+    pub pipeline_cache: bool,
 }
 
 impl Without {
-    /// Reads `f16,subgroups,timestamps,coop,limits,fast-kernels`; unknown words are an error. `all` is what hardware may lack,
+    /// Reads `f16,subgroups,timestamps,coop,limits,pipeline-cache,fast-kernels`; unknown words are an error. `all` is what hardware may lack,
     /// so not the kernels.
     pub fn parse(list: &str) -> crate::Result<Without> {
         let mut without = Without::default();
@@ -85,15 +91,24 @@ impl Without {
                 "timestamps" => without.timestamps = true,
                 "coop" => without.coop = true,
                 "limits" => without.limits = true,
+                "pipeline-cache" => without.pipeline_cache = true,
                 "fast-kernels" => without.fast_kernels = true,
                 "all" => {
                     let fast_kernels = without.fast_kernels;
-                    let [f16, subgroups, timestamps, coop, limits] = [true; 5];
-                    without = Without { f16, subgroups, timestamps, coop, limits, fast_kernels }
+                    let [f16, subgroups, timestamps, coop, limits, pipeline_cache] = [true; 6];
+                    without = Without {
+                        f16,
+                        subgroups,
+                        timestamps,
+                        coop,
+                        limits,
+                        fast_kernels,
+                        pipeline_cache,
+                    }
                 }
                 other => {
                     return Err(crate::Error::Usage(format!(
-                        "unknown feature \"{other}\"; one of f16, subgroups, timestamps, coop, limits, fast-kernels, all"
+                        "unknown feature \"{other}\"; one of f16, subgroups, timestamps, coop, limits, pipeline-cache, fast-kernels, all"
                     )));
                 }
             }
@@ -109,6 +124,7 @@ impl Without {
             coop: self.coop || other.coop,
             limits: self.limits || other.limits,
             fast_kernels: self.fast_kernels || other.fast_kernels,
+            pipeline_cache: self.pipeline_cache || other.pipeline_cache,
         }
     }
     /// The words that [`Without::parse`] reads.
@@ -119,6 +135,7 @@ impl Without {
             ("timestamps", self.timestamps),
             ("coop", self.coop),
             ("limits", self.limits),
+            ("pipeline-cache", self.pipeline_cache),
             ("fast-kernels", self.fast_kernels),
         ];
         all.into_iter().filter(|(_, out)| *out).map(|(word, _)| word).collect()
@@ -141,6 +158,9 @@ impl Caps {
                         | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS,
                 ),
             int_dot: true,
+            int_products: false,
+            pipeline_cache: !without.pipeline_cache
+                && features.contains(wgpu::Features::PIPELINE_CACHE),
             coop_edge: if without.coop || without.f16 || without.subgroups {
                 0
             } else {

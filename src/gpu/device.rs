@@ -1,5 +1,6 @@
 //! One constructor for the device: error handler, lost callback, interrupt flag, watchdog.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +10,7 @@ use super::buffer::{Buffer, Ledger};
 use super::caps::{Caps, Tuning, Without};
 use super::fault::Fault;
 use super::kernel::{Cache, Kernel};
+use super::pipelines::Pipelines;
 use super::spec::Spec;
 use crate::{Error, Result};
 
@@ -21,6 +23,10 @@ pub struct GpuOptions {
     pub vram_budget: Option<u64>,
     /// Optional features to leave out.
     pub without: Without,
+    /// Few rows of x are rounded to eight bits and multiplied as integers, where weights are INT8 or uniform INT4: lossy.
+    pub int_dot: bool,
+    /// A folder where compiled kernels are kept from one run to the next. Default: nothing is read or written.
+    pub pipelines: Option<PathBuf>,
 }
 
 /// One line of `inknib devices`.
@@ -145,6 +151,19 @@ pub(super) struct Inner {
     pub(super) turn: Mutex<()>,
     summary: AdapterSummary,
     kernels: Cache,
+    pipelines: Option<Pipelines>,
+}
+
+impl Drop for Inner {
+    /// Keeps what was compiled, unless the device was lost on the way.
+    fn drop(&mut self) {
+        let lost = self.trouble.lock().unwrap_or_else(|e| e.into_inner()).lost.is_some();
+        if let Some(pipelines) =
+            self.pipelines.as_ref().filter(|_| !lost && self.kernels.cost().0 > 0)
+        {
+            pipelines.keep();
+        }
+    }
 }
 
 /// Adapter, device and queue, with all that is counted and cached on them. Cheap to clone.
@@ -165,7 +184,8 @@ impl Gpu {
         let all = ranked(&instance);
         let index = choose(&all, options)?;
         let adapter = &all[index];
-        let summary = summary(index, adapter, options.without);
+        let mut summary = summary(index, adapter, options.without);
+        summary.caps.int_products = options.int_dot;
         let caps = &summary.caps;
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SHADER_F16, caps.f16);
@@ -174,6 +194,8 @@ impl Gpu {
         let stamps =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
         features.set(stamps, caps.timestamps);
+        let folder = options.pipelines.as_deref().filter(|_| caps.pipeline_cache);
+        features.set(wgpu::Features::PIPELINE_CACHE, folder.is_some());
         let limits =
             if options.without.limits { wgpu::Limits::default() } else { adapter.limits() };
         let desc = wgpu::DeviceDescriptor {
@@ -196,6 +218,8 @@ impl Gpu {
         let ledger = Arc::new(Ledger::new(options.vram_budget));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
         let dummy = Buffer::new(&device, &ledger, "nothing", 256, usage)?;
+        let info = adapter.get_info();
+        let pipelines = folder.and_then(|folder| Pipelines::open(&device, &info, folder));
         let (kernels, submitted) = (Cache::default(), Mutex::default());
         let (submissions, dispatches, host_nanoseconds) = Default::default();
         let inner = Inner {
@@ -212,6 +236,7 @@ impl Gpu {
             turn: Mutex::default(),
             summary,
             kernels,
+            pipelines,
         };
         Ok(Gpu { inner: Arc::new(inner) })
     }
@@ -236,7 +261,12 @@ impl Gpu {
     /// The compiled kernel of a Spec, from the cache if it is there.
     pub fn kernel(&self, spec: &Spec) -> Result<Arc<Kernel>> {
         self.check()?;
-        self.inner.kernels.get(&self.inner.device, spec)
+        let cache = self.inner.pipelines.as_ref().map(Pipelines::cache);
+        self.inner.kernels.get(&self.inner.device, cache, spec)
+    }
+    /// The file in which compiled kernels are kept, if they are.
+    pub fn pipelines(&self) -> Option<&Path> {
+        self.inner.pipelines.as_ref().map(Pipelines::file)
     }
     /// Number of kernels compiled so far and the seconds that took.
     pub fn compile_cost(&self) -> (usize, f64) {

@@ -24,12 +24,17 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) fn get(&self, device: &wgpu::Device, spec: &Spec) -> Result<Arc<Kernel>> {
+    pub(super) fn get(
+        &self,
+        device: &wgpu::Device,
+        pipelines: Option<&wgpu::PipelineCache>,
+        spec: &Spec,
+    ) -> Result<Arc<Kernel>> {
         let mut kernels = self.kernels.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(kernel) = kernels.get(spec) {
             return Ok(kernel.clone());
         }
-        let kernel = Arc::new(compile(device, spec)?);
+        let kernel = Arc::new(compile(device, pipelines, spec)?);
         kernels.insert(spec.clone(), kernel.clone());
         Ok(kernel)
     }
@@ -48,7 +53,11 @@ impl Cache {
     }
 }
 
-fn compile(device: &wgpu::Device, spec: &Spec) -> Result<Kernel> {
+fn compile(
+    device: &wgpu::Device,
+    pipelines: Option<&wgpu::PipelineCache>,
+    spec: &Spec,
+) -> Result<Kernel> {
     let start = Instant::now();
     let linked = link(spec, Target::Native);
     let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -75,7 +84,7 @@ fn compile(device: &wgpu::Device, spec: &Spec) -> Result<Kernel> {
             zero_initialize_workgroup_memory: false,
             ..Default::default()
         },
-        cache: None,
+        cache: pipelines,
     });
     if let Some(error) = pollster::block_on(scope.pop()) {
         return Err(explain(spec, &linked, &module, &error));

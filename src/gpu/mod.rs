@@ -7,6 +7,7 @@ mod device;
 mod fault;
 mod kernel;
 mod link;
+mod pipelines;
 mod queue;
 mod spec;
 

@@ -26,7 +26,9 @@ pub use lower::{Arg, Dispatch, Joint, Kernels, Lower, MAX_TRIPS, Operand};
 pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use storage::Arena;
-pub use weight::{Chunk, Residence, Vector, Weight, WeightInfo, dot_part, weight_part};
+pub use weight::{
+    Chunk, Residence, Vector, Weight, WeightInfo, dot_part, int_dot_part, weight_part,
+};
 
 use crate::gpu::{Buffer, Elem};
 use crate::{Error, Result};

@@ -251,6 +251,13 @@ const DOT: Parts = Parts {
     q4: source!("parts/dot_q4.wgsl"),
     q4z: source!("parts/dot_q4z.wgsl"),
 };
+/// Of formats that integers can be multiplied with; the others are never asked for.
+const INT_DOT: Parts = Parts {
+    q8: source!("parts/dot_q8_i8.wgsl"),
+    q4: source!("parts/dot_q4_i8.wgsl"),
+    q4z: source!("parts/dot_q4z_i8.wgsl"),
+    ..DOT
+};
 
 impl Parts {
     fn join(&self, spec: Spec, format: Format) -> Spec {
@@ -276,6 +283,11 @@ pub fn weight_part(spec: Spec, format: Format) -> Spec {
 /// Joins the part that multiplies thirty-two channels of a row in this format with x: `dot32(row, piece, x)`.
 pub fn dot_part(spec: Spec, format: Format) -> Spec {
     DOT.join(spec, format)
+}
+
+/// The same for x in eight bits; levels that are not even, and floats, have none.
+pub fn int_dot_part(spec: Spec, format: Format) -> Spec {
+    INT_DOT.join(spec, format)
 }
 
 /// Where things lie one after another in a buffer, each from where any adapter may bind it.

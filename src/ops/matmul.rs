@@ -18,6 +18,7 @@ pub(crate) use variant::{info, parts};
 use super::gather::gather;
 use super::kv_cache::KvWrite;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
+use super::round8::{Codes, rounded};
 use crate::gpu::Elem;
 use crate::graph::{
     Arg, Chunk, Dispatch, Joint, Lower, Op, Operand, Var, Vector, Weight, dot_part, weight_part,
@@ -26,7 +27,7 @@ use crate::quant::Format;
 use crate::{Result, params};
 
 /// Rows of x up to which one output per group of lanes beats a register tile.
-pub(super) const VEC_ROWS: usize = 4;
+pub(crate) const VEC_ROWS: usize = 4;
 
 params! {
     pub struct Params {
@@ -63,23 +64,36 @@ pub struct Matmul {
     /// An RMS norm of x that is computed on the way: its scale and ε.
     pub(super) norm: Option<(Vector, f32)>,
     pub(super) out: Option<Elem>,
+    /// Whether few rows of x are rounded to eight bits on any device, and not only where it is asked to.
+    pub(super) rounds: bool,
 }
 
 /// `x · wᵀ + bias`: `[.., K]` by a weight of N rows and K channels gives `[.., N]`. Where the weight's
 /// channels were reordered, x is gathered in their order first.
 #[track_caller]
 pub fn linear<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var<'g> {
-    record(x, weight, bias, None)
+    record(x, weight, bias, (None, false))
 }
 
 /// As [`linear`], stored as f32 whatever the graph's activations are (logits).
 #[track_caller]
 pub fn linear_f32<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var<'g> {
-    record(x, weight, bias, Some(Elem::F32))
+    record(x, weight, bias, (Some(Elem::F32), false))
+}
+
+/// As [`linear`]; few rows of x meet weights of uniform INT4 or INT8 in eight bits, as with `GpuOptions::int_dot` everywhere.
+#[track_caller]
+pub fn linear_rounded<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>) -> Var<'g> {
+    record(x, weight, bias, (None, true))
 }
 
 #[track_caller]
-fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<Elem>) -> Var<'g> {
+fn record<'g>(
+    x: Var<'g>,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    (out, rounds): (Option<Elem>, bool),
+) -> Var<'g> {
     let (shape, k, n) = (x.shape(), weight.taps() * weight.channels(), weight.rows());
     let fits = if weight.taps() != 1 || shape.last() != k {
         Err(format!(
@@ -100,6 +114,7 @@ fn record<'g>(x: Var<'g>, weight: &Weight, bias: Option<&Vector>, out: Option<El
         into_cache: false,
         norm: None,
         out,
+        rounds,
     };
     let x = match (&fits, weight.columns()) {
         (Ok(_), Some(columns)) => gather(x, x.graph().external(columns, [k], Elem::U32)),
@@ -112,6 +127,11 @@ impl Matmul {
     /// What x is multiplied with.
     pub fn weight(&self) -> &Weight {
         &self.weight
+    }
+    /// The order of x in eight bits, where few rows of it are rounded for this weight.
+    fn codes(&self, cx: &Lower<'_>) -> Option<Codes> {
+        let asked = self.rounds || cx.caps.int_products;
+        pieces::codes(self.weight.format()).filter(|_| asked)
     }
     /// Behind an RMS norm that it computes itself, if its kernel for a real GPU can: of few rows of x each launch has it as a
     /// by-product.
@@ -165,9 +185,12 @@ impl Op for Matmul {
     }
 
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
-        let x = cx.input(0)?;
+        let x = cx.input(0)?.clone();
         let (m, k) = (x.shape.rows(), x.shape.last());
-        let variant = Variant::fit(cx, x.elem, self.weight.format(), (m, k, self.weight.rows()));
+        let formats = (self.weight.format(), self.codes(cx));
+        let variant = Variant::fit(cx, x.elem, formats, (m, k, self.weight.rows()));
+        let gamma = self.norm.as_ref().map(|(gamma, _)| gamma);
+        let eight = variant.codes().map(|codes| rounded(cx, &x, codes, gamma)).transpose()?;
         let window = match self.into_cache {
             true => m.max(1),
             false => cx.window_rows(m, cx.inputs().iter().chain([cx.output()])),
@@ -177,7 +200,8 @@ impl Op for Matmul {
         {
             return match variant.splits(cx, (m, k, chunk.rows)) {
                 1 => {
-                    let dispatch = self.dispatch(cx, variant, chunk, (0, m), (0, m), None)?;
+                    let dispatch =
+                        self.dispatch(cx, (variant, &eight), chunk, (0, m), (0, m), None)?;
                     cx.dispatch(dispatch)
                 }
                 splits => self.split(cx, variant, chunk, splits),
@@ -189,7 +213,8 @@ impl Op for Matmul {
                 let bound = (first, m.min(first + window));
                 for m0 in (bound.0..bound.1).step_by(step) {
                     let rows = (m0, bound.1.min(m0 + step));
-                    let dispatch = self.dispatch(cx, variant, chunk, bound, rows, None)?;
+                    let dispatch =
+                        self.dispatch(cx, (variant, &eight), chunk, bound, rows, None)?;
                     cx.dispatch(dispatch)?;
                 }
             }
@@ -216,7 +241,8 @@ impl Matmul {
     ) -> Result<()> {
         let m = cx.input(0)?.shape.rows();
         let part = cx.scratch([splits, m, chunk.rows], Elem::F32);
-        let mut products = self.dispatch(cx, variant, chunk, (0, m), (0, m), Some(&part))?;
+        let mut products =
+            self.dispatch(cx, (variant, &None), chunk, (0, m), (0, m), Some(&part))?;
         products.groups[2] = splits as u32;
         cx.dispatch(products)?;
         let p = self.params(cx, chunk, (0, m))?;
@@ -273,7 +299,7 @@ impl Matmul {
     fn dispatch(
         &self,
         cx: &Lower<'_>,
-        variant: Variant,
+        (variant, eight): (Variant, &Option<Operand>),
         chunk: &Chunk,
         (first, end): (usize, usize),
         (m0, m): (usize, usize),
@@ -288,20 +314,22 @@ impl Matmul {
             false => operand.window(first, end),
         };
         let form = Form { partial: part.is_some(), ..self.form(cx, x.elem) };
-        let dispatch = Dispatch::new(spec(variant, form), &p).arg(bind(x));
+        let dispatch = Dispatch::new(spec(variant, form), &p)
+            .arg(eight.as_ref().map_or_else(|| bind(x), Arg::from));
         let dispatch = match part {
             Some(part) => dispatch.arg(part),
             None => self.epilogue(cx, dispatch, bind),
         };
         let dispatch = match (variant, &self.norm) {
+            // The same memory once more, as floats.
+            (Variant::Pieces(_), _) if eight.is_some() => dispatch.arg(eight.as_ref()),
             (Variant::Pieces(_), norm) => dispatch.arg(norm.as_ref().map(|(gamma, _)| gamma)),
             _ => dispatch,
         };
         let dispatch = dispatch
             .weight_as(chunk, |spec| match variant {
-                Variant::Pieces(_) | Variant::VecLanes { .. } => {
-                    dot_part(spec, self.weight.format())
-                }
+                Variant::Pieces(pieces) => pieces.dot_part(spec, self.weight.format()),
+                Variant::VecLanes { .. } => dot_part(spec, self.weight.format()),
                 _ => weight_part(spec, self.weight.format()),
             })
             .flops(2 * (m - m0) * n * k);

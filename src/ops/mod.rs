@@ -19,6 +19,7 @@ pub mod moments;
 pub mod norm;
 pub mod pointwise;
 pub mod rope;
+pub mod round8;
 pub mod sampler;
 pub mod softmax;
 pub mod timestep;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<OpInfo> {
         norm::info(),
         pointwise::info(),
         rope::info(),
+        round8::info(),
         sampler::info(),
         softmax::info(),
         timestep::info(),

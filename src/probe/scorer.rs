@@ -7,6 +7,7 @@ use crate::gpu::{Elem, Gpu, interrupted};
 use crate::graph::{Graph, Kernels, Plan, PlanOptions};
 use crate::nets::language::Language;
 use crate::nn::{KvCache, KvFormat};
+use crate::ops::matmul::VEC_ROWS;
 use crate::tensor::Tensor;
 
 /// Tokens computed at once.
@@ -53,7 +54,9 @@ impl<'a> Scorer<'a> {
         (act, kernels): (Elem, Kernels),
         cache: KvCache,
     ) -> Scorer<'a> {
-        let chunk = (LOGIT_BYTES / 4 / net.config().vocab_size().max(1)).clamp(1, CHUNK);
+        // On a device that rounds few rows of x, as few as it rounds: what is measured is then what decoding does.
+        let most = if gpu.caps().int_products { VEC_ROWS } else { CHUNK };
+        let chunk = (LOGIT_BYTES / 4 / net.config().vocab_size().max(1)).clamp(1, most);
         Scorer { gpu, net, cache, act, kernels, chunk, plans: HashMap::new() }
     }
 

@@ -20,7 +20,7 @@ struct Run {
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_inknib"));
     command.args(args).current_dir(ROOT).env_remove("RUST_LOG").env_remove("INKNIB_MODELS");
-    command.env("INKNIB_CACHE", "no-such-folder");
+    command.env("INKNIB_CACHE", "Cargo.toml/none");
     command
 }
 

@@ -25,6 +25,7 @@ mod moments;
 mod norm;
 mod pointwise;
 mod rope;
+mod round8;
 mod sampler;
 mod softmax;
 mod timestep;

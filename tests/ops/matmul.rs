@@ -1,7 +1,7 @@
-use inknib::gpu::{Elem, Gpu};
+use inknib::gpu::{Elem, Gpu, GpuOptions};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Vector, Weight};
 use inknib::ops::kv_cache::kv_write;
-use inknib::ops::matmul::{linear, oracle};
+use inknib::ops::matmul::{linear, linear_rounded, oracle};
 use inknib::ops::norm::{oracle as norm_oracle, rms_norm};
 use inknib::ops::pointwise::{Act, activate, gated, geglu};
 use inknib::quant::{Layout, Packed, QuantSpec};
@@ -9,6 +9,7 @@ use inknib::quant::{Layout, Packed, QuantSpec};
 use crate::device::gpu_with_default_limits;
 use crate::harness::*;
 use crate::rope::position;
+use crate::round8::rounded;
 
 const SPECS: [&str; 6] = [
     "f32",
@@ -270,6 +271,138 @@ fn a_norm_goes_into_the_products_behind_it() {
             }
         }
     }
+}
+
+/// What rounding x to eight bits for each 32 channels may cost: an even error within half of max |x| / 127 has a variance of
+/// (max / 127)² / 12; the largest of 32 normal numbers has a mean square of 6, so NMSE 3.1e-5. Outputs are few and share x, hence
+/// five times as much at most, and a tenth at least: less would mean that nothing was rounded.
+const ROUNDING: std::ops::RangeInclusive<f64> = 3.1e-6..=1.6e-4;
+
+/// Few rows of x in eight bits: exactly the product of what x was rounded to, and near that of x.
+#[test]
+fn few_rows_are_multiplied_as_integers() {
+    for (m, n, k) in [(1, 33, 172), (3, 8, 64), (4, 40, 1100), (2, 24, 33), (1, 300, 1024)] {
+        let layout = Layout::linear(n, k);
+        let mut weights = foreign(layout, 60);
+        for spec in ["int4-g32-uniform-absmax", "int4-g64-uniform-absmax", "int8-g64"] {
+            let of = spec.parse().unwrap();
+            let packed = Packed::pack(&randn(61, n * k), layout, &of, None).unwrap();
+            weights.push((spec.to_string(), packed));
+        }
+        for (spec, packed) in &weights {
+            eight_bits((m, spec), packed);
+        }
+    }
+}
+
+fn eight_bits((m, spec): (usize, &str), packed: &Packed) {
+    let (n, k, decoded) = (packed.layout.rows, packed.layout.channels, packed.decode());
+    let bias = randn(63, n);
+    for (gpu, kernels, acts) in every_form() {
+        // Windows that begin in the middle of a word of scales.
+        let window = packed.row_words() as u64 * 4 * 7;
+        let weight = Weight::upload_windowed(gpu, "w", packed, window).unwrap();
+        let vector = Vector::upload(gpu, "bias", &bias).unwrap();
+        for &act in &acts {
+            let (x, r) = (stored(act, &randn(62, m * k)), stored(act, &randn(64, m * n)));
+            let of = |x: &[f32]| oracle(x, &decoded, None, None, Act::None, k);
+            let (plain, near) = (of(&x), of(&rounded(gpu, &x, k)));
+            let full = oracle(&rounded(gpu, &x, k), &decoded, Some(&bias), Some(&r), Act::Silu, k);
+            for &kernels in kernels {
+                let at = format!("{kernels:?} {act:?} {m}x{n}x{k} {spec}");
+                let y = eval(gpu, kernels, act, |g| {
+                    linear_rounded(g.literal([m, k], x.clone()), &weight, None)
+                });
+                if kernels == Kernels::Reference {
+                    let e = nmse(&y, &plain);
+                    assert!(e <= tolerance(act), "{at} rounds nothing: {e:.2e}");
+                    continue;
+                }
+                let (e, lost) = (nmse(&y, &near), nmse(&y, &plain));
+                assert!(e <= tolerance(act), "{at}: {e:.2e}");
+                assert!(ROUNDING.contains(&lost), "{at}, of x as it was: {lost:.2e}");
+                let y = eval(gpu, kernels, act, |g| {
+                    let y = linear_rounded(g.literal([m, k], x.clone()), &weight, Some(&vector));
+                    g.literal([m, n], r.clone()) + activate(y, Act::Silu)
+                });
+                let e = nmse(&y, &full);
+                assert!(e <= tolerance(act), "epilogue {at}: {e:.2e}");
+            }
+        }
+    }
+}
+
+/// Many rows, cubic levels and floats are multiplied as ever; on a device that is to round, so is what is not asked to.
+#[test]
+fn what_is_rounded_and_what_is_not() {
+    let Some(gpu) = gpu() else { return };
+    let device = Some(gpu.adapter().name.clone());
+    let rounding = Gpu::open(&GpuOptions { device, int_dot: true, ..Default::default() }).unwrap();
+    let (n, k) = (40, 96);
+    let run = |gpu: &Gpu, m: usize, spec: &str, kernels, rounds: bool| {
+        let of = spec.parse().unwrap();
+        let packed = Packed::pack(&randn(65, n * k), Layout::linear(n, k), &of, None).unwrap();
+        let weight = Weight::upload(gpu, "w", &packed).unwrap();
+        let record = if rounds { linear_rounded } else { linear };
+        let x = randn(66, m * k);
+        eval(gpu, kernels, Elem::F32, |g| record(g.literal([m, k], x.clone()), &weight, None))
+    };
+    for kernels in [Kernels::Fast, Kernels::Hardware, Kernels::Reference] {
+        for (m, spec, rounds) in [
+            (1, "int4-g32-uniform", true),
+            (4, "int8-g64", true),
+            (5, "int4-g32-uniform", false),
+            (1, "int4-g64-cubic", false),
+            (1, "f16", false),
+        ] {
+            let at = format!("{kernels:?} {m} rows {spec}");
+            let (asked, exact) =
+                (run(gpu, m, spec, kernels, true), run(gpu, m, spec, kernels, false));
+            assert_eq!(asked, run(&rounding, m, spec, kernels, false), "{at}");
+            assert_eq!(asked != exact, rounds && kernels != Kernels::Reference, "{at}");
+        }
+    }
+}
+
+/// A norm goes into the rounding, which has its sums of squares as a by-product.
+#[test]
+fn a_norm_goes_into_the_rounding() {
+    let Some(gpu) = gpu() else { return };
+    for (m, n, k) in [(1, 40, 96), (3, 33, 172), (4, 9, 1100)] {
+        let spec = "int4-g32-uniform-absmax".parse().unwrap();
+        let packed = Packed::pack(&randn(67, n * k), Layout::linear(n, k), &spec, None).unwrap();
+        let weight = Weight::upload(gpu, "w", &packed).unwrap();
+        let gamma = randn(68, k);
+        let scale = Vector::upload(gpu, "gamma", &gamma).unwrap();
+        for act in acts(gpu) {
+            let x = stored(act, &randn(69, m * k));
+            let normed = rounded_norm(gpu, &x, &gamma, 1e-2);
+            let want = oracle(&normed, &packed.decode(), None, None, Act::None, k);
+            let graph = Graph::new(act);
+            let x = rms_norm(graph.literal([m, k], x), &scale, 1e-2);
+            graph.output("y", linear_rounded(x, &weight, None));
+            let kernels = Kernels::Hardware;
+            let options = PlanOptions { kernels, poison: true, ..Default::default() };
+            let plan = Plan::new(gpu, &graph, &options).unwrap();
+            plan.run().unwrap();
+            let e = nmse(&plan.read("y").unwrap(), &want);
+            assert!(e <= tolerance(act), "{act:?} {m}x{n}x{k}: {e:.2e}");
+            assert_eq!(plan.launches().len(), 2, "{act:?} {m}x{n}x{k}");
+        }
+    }
+}
+
+/// x · gamma as this device rounds it, over the root of the mean square of x.
+pub fn rounded_norm(gpu: &Gpu, x: &[f32], gamma: &[f32], eps: f64) -> Vec<f32> {
+    let k = gamma.len();
+    let scaled: Vec<f32> = x.iter().enumerate().map(|(i, v)| v * gamma[i % k]).collect();
+    let mut all = rounded(gpu, &scaled, k);
+    for (all, x) in all.chunks_exact_mut(k).zip(x.chunks_exact(k)) {
+        let square: f64 = x.iter().map(|v| f64::from(*v).powi(2)).sum();
+        let inverse = 1.0 / (square / k as f64 + eps).sqrt();
+        all.iter_mut().for_each(|v| *v = (f64::from(*v) * inverse) as f32);
+    }
+    all
 }
 
 /// Few rows and columns of a long sum: a GPU divides k among workgroups, and another launch adds the parts up.

@@ -1,10 +1,11 @@
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Vector, Weight};
-use inknib::ops::matmul::{linear, oracle};
+use inknib::ops::matmul::{linear, linear_rounded, oracle};
 use inknib::ops::norm::{oracle as norm_oracle, rms_norm};
 use inknib::ops::pointwise::{Act, gated};
 use inknib::quant::{Layout, Packed, QuantSpec};
 
 use crate::harness::*;
+use crate::matmul::rounded_norm;
 
 /// What an MLP begins with, behind a norm: one launch on a real GPU where the weights lie side by side, two of few rows where they
 /// do not, and the same numbers everywhere.
@@ -63,6 +64,43 @@ fn both_products_of_a_gated_unit_are_one_launch() {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// The same of x in eight bits: one launch that rounds it behind its norm, and one for both products.
+#[test]
+fn a_gated_unit_of_a_rounded_x_is_two_launches() {
+    let Some(gpu) = gpu() else { return };
+    for spec in ["int4-g32-uniform", "int8-g64"] {
+        let spec: QuantSpec = spec.parse().unwrap();
+        for (m, n, k) in [(1, 64, 128), (3, 33, 172), (4, 7, 1090)] {
+            let packed = [0, 1].map(|i| {
+                let w = randn(90 + i, n * k);
+                Packed::pack(&w, Layout::linear(n, k), &spec, None).unwrap()
+            });
+            let parts = packed.each_ref().map(|p| ("w", p));
+            let weights = Weight::upload_beside(gpu, &parts).unwrap().unwrap();
+            let gamma = randn(93, k);
+            let scale = Vector::upload(gpu, "gamma", &gamma).unwrap();
+            for act in acts(gpu) {
+                let x = stored(act, &randn(94, m * k));
+                let normed = rounded_norm(gpu, &x, &gamma, 1e-3);
+                let graph = Graph::new(act);
+                let x = rms_norm(graph.literal([1, m, k], x), &scale, 1e-3);
+                let y = |i: usize| linear_rounded(x, &weights[i], None);
+                graph.output("y", gated(y(0), y(1), Act::Silu));
+                let kernels = Kernels::Hardware;
+                let options = PlanOptions { kernels, poison: true, ..Default::default() };
+                let plan = Plan::new(gpu, &graph, &options).unwrap();
+                plan.run().unwrap();
+                let side = |i: usize, f| oracle(&normed, &packed[i].decode(), None, None, f, k);
+                let (gate, up) = (side(0, Act::Silu), side(1, Act::None));
+                let want: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g * u).collect();
+                let e = nmse(&plan.read("y").unwrap(), &want);
+                assert!(e <= tolerance(act), "{act:?} {spec} {m} rows by {n} of {k}: {e:.2e}");
+                assert_eq!(plan.launches().len(), 2);
             }
         }
     }

@@ -1,12 +1,13 @@
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Vector, Weight};
 use inknib::ops::kv_cache::kv_write;
 use inknib::ops::matmul::joint::BUFFERS;
-use inknib::ops::matmul::{linear, oracle};
+use inknib::ops::matmul::{linear, linear_rounded, oracle};
 use inknib::ops::norm::{oracle as norm_oracle, rms_norm};
 use inknib::ops::pointwise::Act;
 use inknib::quant::{Layout, Packed, QuantSpec};
 
 use crate::harness::*;
+use crate::matmul::rounded_norm;
 use crate::rope::position;
 
 const CONTEXT: usize = 9;
@@ -101,4 +102,44 @@ fn weights_of_two_forms_are_not_put_beside_each_other() {
         assert!(Weight::upload_beside(gpu, &[("a", a), ("b", b)]).unwrap().is_none());
     }
     assert!(Weight::upload_beside(gpu, &[("a", &int4), ("b", &int4)]).unwrap().is_some());
+}
+
+/// The same of x in eight bits: one launch that rounds it behind its norm, and one for all three products.
+#[test]
+fn three_products_of_one_rounded_x_are_two_launches() {
+    let Some(gpu) = gpu().filter(|gpu| gpu.caps().max_storage_buffers >= BUFFERS) else { return };
+    for spec in ["int4-g32-uniform", "int8-g64"] {
+        let spec: QuantSpec = spec.parse().unwrap();
+        for (m, rows, k) in [(1, [64, 32, 32], 128), (3, [33, 7, 12], 172), (4, [9, 40, 16], 1090)]
+        {
+            let packed = [0, 1, 2].map(|i| {
+                let w = randn(90 + i as u64, rows[i] * k);
+                Packed::pack(&w, Layout::linear(rows[i], k), &spec, None).unwrap()
+            });
+            let weights =
+                Weight::upload_beside(gpu, &packed.each_ref().map(|p| ("w", p))).unwrap().unwrap();
+            let gamma = randn(93, k);
+            let scale = Vector::upload(gpu, "gamma", &gamma).unwrap();
+            for act in acts(gpu) {
+                let x = stored(act, &randn(94, m * k));
+                let normed = rounded_norm(gpu, &x, &gamma, 1e-3);
+                let graph = Graph::new(act);
+                let x = rms_norm(graph.literal([1, m, k], x), &scale, 1e-3);
+                for (name, weight) in ["q", "k", "v"].into_iter().zip(&weights) {
+                    graph.output(name, linear_rounded(x, weight, None));
+                }
+                let kernels = Kernels::Hardware;
+                let options = PlanOptions { kernels, poison: true, ..Default::default() };
+                let plan = Plan::new(gpu, &graph, &options).unwrap();
+                plan.run().unwrap();
+                let at = format!("{act:?} {spec} {m} rows by {rows:?} of {k}");
+                for (name, packed) in ["q", "k", "v"].into_iter().zip(&packed) {
+                    let want = oracle(&normed, &packed.decode(), None, None, Act::None, k);
+                    let e = nmse(&plan.read(name).unwrap(), &want);
+                    assert!(e <= tolerance(act), "{name}, {at}: {e:.2e}");
+                }
+                assert_eq!(plan.launches().len(), 2, "{at}");
+            }
+        }
+    }
 }

@@ -8,8 +8,9 @@ use super::joint::{alike, side};
 use super::pieces::{Pieces, load_pieces};
 use super::{ACTIVATION, Matmul, Tail, VEC_ROWS};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Dispatch, Lower, Op, dot_part};
+use crate::graph::{Arg, Dispatch, Lower, Op};
 use crate::ops::pointwise::Act;
+use crate::ops::round8::rounded;
 use crate::ops::{OpInfo, formats};
 use crate::{Error, Result, params, source};
 
@@ -69,7 +70,8 @@ impl Op for Gated {
         let x = cx.input(0)?.clone();
         let (m, n, k) = (x.shape.rows(), self.gate.weight.rows(), x.shape.last());
         let missing = || Error::Runtime("a gated unit has no kernel here".into());
-        let pieces = Pieces::fit(cx, m, k, 2 * n).ok_or_else(missing)?.in_pairs();
+        let codes = self.gate.codes(cx).filter(|_| self.up.codes(cx).is_some());
+        let pieces = Pieces::fit(cx, codes, (m, k, 2 * n)).ok_or_else(missing)?.in_pairs();
         let chunks = [&self.gate, &self.up].map(|m| m.weight.chunks().first());
         let [Some(a), Some(b)] = chunks else { return Err(missing()) };
         let places = a.beside([a, b].into_iter()).ok_or_else(missing)?;
@@ -79,6 +81,8 @@ impl Op for Gated {
             (p.words[i], p.scales[i], p.cubic[i]) = side(matmul, places[i]);
         }
         let norm = self.gate.norm.as_ref();
+        let gamma = norm.map(|(gamma, _)| gamma);
+        let eight = pieces.codes.map(|codes| rounded(cx, &x, codes, gamma)).transpose()?;
         let form = Form {
             x: x.elem,
             act: cx.act,
@@ -87,12 +91,13 @@ impl Op for Gated {
             eps: norm.map(|(_, eps)| eps.to_bits()),
         };
         let dispatch = Dispatch::new(spec(pieces, form), &p)
-            .arg(&x)
+            .arg(eight.as_ref().unwrap_or(&x))
             .arg(self.gate.bias.as_ref())
             .arg(self.up.bias.as_ref())
             .arg(&cx.output().clone())
-            .arg(norm.map(|(gamma, _)| gamma))
-            .weight_as(&a.whole_side(), |spec| dot_part(spec, self.gate.weight.format()))
+            // Rounded, x is bound once more, as floats.
+            .arg(eight.as_ref().map_or(Arg::from(gamma), Arg::from))
+            .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, self.gate.weight.format()))
             .flops(4 * m * n * k);
         cx.dispatch(pieces.launch(dispatch, m, 2 * n, k))
     }
@@ -113,8 +118,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
         for (x, vec8) in [(Elem::F32, true), (Elem::F16, true), (Elem::F16, false)] {
             let (activation, eps) = (Act::Silu, Some(1e-5f32.to_bits()));
             let form = Form { x, act: x, activation, bias: true, eps };
-            for pieces in Pieces::all(vec8) {
-                specs.push(dot_part(spec(pieces.in_pairs(), form), format));
+            for pieces in Pieces::all(vec8, format).map(Pieces::in_pairs) {
+                specs.push(pieces.dot_part(spec(pieces, form), format));
             }
         }
     }

@@ -3,8 +3,9 @@
 use super::pieces::{Pieces, load_pieces};
 use super::{Matmul, Tail, whole_groups};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Arg, Chunk, Dispatch, Joint, Lower, dot_part};
+use crate::graph::{Arg, Chunk, Dispatch, Joint, Lower};
 use crate::ops::pointwise::Act;
+use crate::ops::round8::rounded;
 use crate::ops::{OpInfo, formats};
 use crate::quant::{Format, Offset};
 use crate::{Result, params, source};
@@ -101,7 +102,8 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &Matmul, others: &[Joint]) -> Res
     let Some([a, b, c]) = chunks.as_deref() else { return Ok(false) };
     let x = cx.input(0)?.clone();
     let (m, k) = (x.shape.rows(), x.shape.last());
-    let few = Pieces::fit(cx, m, k, all.iter().map(|m| m.weight().rows()).sum());
+    let codes = first.codes(cx).filter(|_| all.iter().all(|m| m.codes(cx).is_some()));
+    let few = Pieces::fit(cx, codes, (m, k, all.iter().map(|m| m.weight().rows()).sum()));
     let Some(pieces) = few.filter(|_| cx.caps.max_storage_buffers >= BUFFERS) else {
         return Ok(false);
     };
@@ -118,6 +120,8 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &Matmul, others: &[Joint]) -> Res
         (p.words[i], p.scales[i], p.cubic[i]) = side(matmul, *place);
         p.total += rows;
     }
+    let gamma = first.norm.as_ref().map(|(gamma, _)| gamma);
+    let eight = pieces.codes.map(|codes| rounded(cx, &x, codes, gamma)).transpose()?;
     let inputs: Vec<&[_]> =
         [cx.inputs()].into_iter().chain(others.iter().map(|o| &o.inputs[..])).collect();
     let outputs: Vec<_> =
@@ -136,17 +140,19 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &Matmul, others: &[Joint]) -> Res
         caches,
         eps: first.norm.as_ref().map(|(_, eps)| eps.to_bits()),
     };
-    let mut dispatch = Dispatch::new(spec(pieces, form), &p).arg(&x).arg(start);
+    let mut dispatch =
+        Dispatch::new(spec(pieces, form), &p).arg(eight.as_ref().unwrap_or(&x)).arg(start);
     for matmul in &all {
         dispatch = dispatch.arg(matmul.bias.as_ref());
     }
-    dispatch = dispatch.arg(first.norm.as_ref().map(|(gamma, _)| gamma));
+    // Rounded, x is bound once more, as floats.
+    dispatch = dispatch.arg(eight.as_ref().map_or(Arg::from(gamma), Arg::from));
     for output in &outputs {
         dispatch = dispatch.arg(*output);
     }
     let total = p.total as usize;
     let dispatch = dispatch
-        .weight_as(&a.whole_side(), |spec| dot_part(spec, first.weight().format()))
+        .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, first.weight().format()))
         .flops(2 * m * total * k);
     cx.dispatch(pieces.launch(dispatch, m, total, k))?;
     Ok(true)
@@ -158,8 +164,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
     for format in formats() {
         for (x, vec8) in [(Elem::F32, true), (Elem::F16, true), (Elem::F16, false)] {
             let form = Form { x, act: x, bias: true, caches: 4, eps: Some(1e-5f32.to_bits()) };
-            for pieces in Pieces::all(vec8) {
-                specs.push(dot_part(spec(pieces, form), format));
+            for pieces in Pieces::all(vec8, format) {
+                specs.push(pieces.dot_part(spec(pieces, form), format));
             }
         }
     }

@@ -1,12 +1,15 @@
 //! How few rows of x meet a weight on a real GPU: thirty-two channels at a time (shaders/parts/pieces.wgsl), here and where
-//! several products are computed together.
+//! several products are computed together; x as it is, or rounded to eight bits (`--int-dot`).
 
 use super::{VEC_ROWS, VEC_WG, X_SCALAR, X_VEC};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Dispatch, Lower};
+use crate::graph::{Dispatch, Lower, dot_part, int_dot_part};
+use crate::ops::round8::Codes;
+use crate::quant::{Format, Offset};
 use crate::source;
 
 const PART: Source = source!("parts/pieces.wgsl");
+const PART_I8: Source = source!("parts/pieces_i8.wgsl");
 const GAMMA_VEC: Source = source!("parts/gamma_vec.wgsl");
 const GAMMA_SCALAR: Source = source!("parts/gamma_scalar.wgsl");
 const LANES_SUBGROUP: Source = source!("parts/lanes_subgroup.wgsl");
@@ -19,14 +22,36 @@ pub(super) struct Pieces {
     rows: u32,
     subgroup: bool,
     vec8: bool,
+    /// In what order x is rounded, if it is.
+    pub(super) codes: Option<Codes>,
+}
+
+/// In what order x is rounded for weights that integers can be multiplied with; None for others.
+pub(super) fn codes(format: Format) -> Option<Codes> {
+    match format {
+        Format::Q4 { cubic, offset, .. } if cubic == 0.0 || offset != Offset::None => {
+            Some(Codes::Nibbles)
+        }
+        Format::Q8 { .. } => Some(Codes::Plain),
+        _ => None,
+    }
 }
 
 impl Pieces {
     /// As many rows of w for each group of lanes as leave enough lanes to keep memory busy. None where a processor plays the GPU,
-    /// and for many rows of x.
-    pub(super) fn fit(cx: &Lower<'_>, m: usize, k: usize, n: usize) -> Option<Pieces> {
-        if cx.software() || cx.reference() || m > VEC_ROWS {
+    /// unless x is rounded, and for many rows of x.
+    pub(super) fn fit(
+        cx: &Lower<'_>,
+        codes: Option<Codes>,
+        (m, k, n): (usize, usize, usize),
+    ) -> Option<Pieces> {
+        if (cx.software() && codes.is_none()) || cx.reference() || m > VEC_ROWS {
             return None;
+        }
+        let vec8 = k.is_multiple_of(8);
+        if cx.software() {
+            // Lanes of one thread: each has rows of its own.
+            return Some(Pieces { lanes: 1, rows: 4, subgroup: false, vec8, codes });
         }
         let lanes = 32.min(k.div_ceil(32).next_power_of_two()) as u32;
         let rows = [4, 2]
@@ -34,17 +59,29 @@ impl Pieces {
             .find(|rows| n / rows * lanes as usize >= cx.caps.tuning.busy_lanes as usize)
             .unwrap_or(1);
         let subgroup = cx.caps.subgroups && cx.caps.subgroup_min >= lanes;
-        Some(Pieces { lanes, rows: rows as u32, subgroup, vec8: k.is_multiple_of(8) })
+        Some(Pieces { lanes, rows: rows as u32, subgroup, vec8, codes })
     }
     /// The same with two rows at least, which belong to two weights.
     pub(super) fn in_pairs(self) -> Pieces {
         Pieces { rows: self.rows.max(2), ..self }
     }
     /// Those of the shader tests.
-    pub(super) fn all(vec8: bool) -> impl Iterator<Item = Pieces> {
-        [(1, 1, true), (16, 2, true), (32, 4, true), (32, 4, false)]
-            .into_iter()
-            .map(move |(lanes, rows, subgroup)| Pieces { lanes, rows, subgroup, vec8 })
+    pub(super) fn all(vec8: bool, format: Format) -> impl Iterator<Item = Pieces> {
+        let forms = [(1, 1, true), (16, 2, true), (32, 4, true), (32, 4, false), (1, 4, false)];
+        let eight = codes(format).filter(|_| vec8);
+        let with = move |codes: Option<Codes>| {
+            // The last is for software, which rounds.
+            let forms = forms.into_iter().take(if codes.is_some() { 5 } else { 4 });
+            forms.map(move |(lanes, rows, subgroup)| Pieces { lanes, rows, subgroup, vec8, codes })
+        };
+        with(None).chain(eight.into_iter().flat_map(move |codes| with(Some(codes))))
+    }
+    /// Joins the part that multiplies thirty-two channels of this format with x as it is here.
+    pub(super) fn dot_part(self, spec: Spec, format: Format) -> Spec {
+        match self.codes {
+            Some(_) => int_dot_part(spec, format),
+            None => dot_part(spec, format),
+        }
     }
     /// For m rows of x of k channels, by n rows of w.
     pub(super) fn launch(self, dispatch: Dispatch, m: usize, n: usize, k: usize) -> Dispatch {
@@ -55,7 +92,7 @@ impl Pieces {
 }
 
 /// What kernels that go by thirty-two channels have in common; `eps` is of the norm that they compute, in bits, whose scale they
-/// bind as `gamma`.
+/// bind as `gamma`, or, if x is rounded, its scales.
 pub(super) fn load_pieces(
     spec: Spec,
     pieces: Pieces,
@@ -63,14 +100,14 @@ pub(super) fn load_pieces(
     eps: Option<u32>,
     gamma: u32,
 ) -> Spec {
-    let Pieces { lanes, rows, subgroup, vec8 } = pieces;
+    let Pieces { lanes, rows, subgroup, vec8, codes } = pieces;
     let spec = spec.u32("LANES", lanes).u32("ROWS", rows).u32("WG_X", VEC_WG);
-    let spec = spec
-        .flag("NORM", eps.is_some())
-        .u32("EPS", eps.unwrap_or(0))
-        .part(PART)
-        .u32("GAMMA", gamma);
-    let spec = spec.part(self::lanes(subgroup));
+    let spec = spec.flag("NORM", eps.is_some()).u32("EPS", eps.unwrap_or(0));
+    let spec = spec.part(self::lanes(subgroup)).u32("GAMMA", gamma);
+    if codes.is_some() {
+        return spec.alias4("xload", Elem::U32).part(PART_I8);
+    }
+    let spec = spec.part(PART);
     match vec8 {
         true => spec.alias4("xload", x).part(X_VEC).part(GAMMA_VEC),
         false => spec.alias("xload", x).part(X_SCALAR).part(GAMMA_SCALAR),

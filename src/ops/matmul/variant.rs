@@ -6,6 +6,7 @@ use super::{Params, Tail, VEC_ROWS, whole_groups};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{Dispatch, Lower, MAX_TRIPS, dot_part, weight_part};
 use crate::ops::pointwise::Act;
+use crate::ops::round8::Codes;
 use crate::ops::{ACTS, OpInfo, formats};
 use crate::quant::Format;
 use crate::source;
@@ -31,10 +32,11 @@ pub(in crate::ops) const PARTIAL: Source = source!("parts/partial.wgsl");
 
 impl Variant {
     /// For m rows of x of k channels, by n rows of w.
+    /// `codes`: in what order x is rounded, if it is.
     pub(super) fn fit(
         cx: &Lower<'_>,
         x: Elem,
-        format: Format,
+        (format, codes): (Format, Option<Codes>),
         (m, k, n): (usize, usize, usize),
     ) -> Variant {
         let (blocks, vec8) = (k.div_ceil(8), k.is_multiple_of(8));
@@ -42,10 +44,11 @@ impl Variant {
             return Variant::Reference;
         }
         if m <= VEC_ROWS {
-            return match whole_groups(format, k) {
-                true if cx.eight_lanes() && n >= VEC_LANES_ROWS => Variant::VecLanes { vec8 },
-                true => Pieces::fit(cx, m, k, n).map_or(Variant::Vec { vec8 }, Variant::Pieces),
-                false => Variant::Vec { vec8 },
+            return match Pieces::fit(cx, codes, (m, k, n)) {
+                _ if !whole_groups(format, k) => Variant::Vec { vec8 },
+                Some(pieces) => Variant::Pieces(pieces),
+                None if cx.eight_lanes() && n >= VEC_LANES_ROWS => Variant::VecLanes { vec8 },
+                None => Variant::Vec { vec8 },
             };
         }
         if cx.eight_lanes() && n >= LANES_COLUMNS && lanes_trips(blocks) as u64 <= MAX_TRIPS {
@@ -60,6 +63,14 @@ impl Variant {
             return Variant::Tile { vec8 };
         }
         Variant::Tiled { vec8 }
+    }
+
+    /// In what order x is rounded, if it is.
+    pub(super) fn codes(self) -> Option<Codes> {
+        match self {
+            Variant::Pieces(pieces) => pieces.codes,
+            _ => None,
+        }
     }
 
     /// Parts that k is divided into: several where tiles alone are too few for a real GPU.
@@ -269,8 +280,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
                 ] {
                     specs.push(weight_part(spec(variant, form), format));
                 }
-                for pieces in Pieces::all(vec8) {
-                    specs.push(dot_part(spec(Variant::Pieces(pieces), form), format));
+                for pieces in Pieces::all(vec8, format) {
+                    specs.push(pieces.dot_part(spec(Variant::Pieces(pieces), form), format));
                 }
                 specs.push(dot_part(spec(Variant::VecLanes { vec8 }, form), format));
                 let sums = Form { partial: true, ..form };

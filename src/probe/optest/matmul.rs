@@ -4,7 +4,7 @@
 use super::problem::{Level, Prepared, Problem, Set, Site, normal, packed};
 use crate::Result;
 use crate::graph::Weight;
-use crate::ops::matmul::{linear, oracle};
+use crate::ops::matmul::{linear, linear_rounded, oracle};
 use crate::ops::pointwise::{Act, activate, geglu};
 use crate::quant::{Layout, Offset, Packed};
 
@@ -134,6 +134,12 @@ pub fn add(all: &mut Vec<Problem>) {
             all.push(problem(size, spec, Then::Nothing, level).fast_only());
         }
     }
+    for (i, size) in [[1, 33, 172], [4, 40, 200], [3, 8, 64], [2, 24, 33]].into_iter().enumerate() {
+        for spec in ["int4-g32-uniform-absmax", "int8-g64"].into_iter().chain(FOREIGN) {
+            let level = if i < 2 { Level::Quick } else { Level::Usual };
+            all.push(in_eight_bits(size, spec, (Set::Ragged, level)));
+        }
+    }
     models(all);
     all.extend([windowed("int4-g64-cubic"), windowed("fp32"), windowed("int4-g32-min")]);
 }
@@ -218,6 +224,26 @@ fn problem(size: [usize; 3], spec: &'static str, then: Then, level: (Set, Level)
     Problem::new("matmul", name, format!("{m}x{n}x{k}"), level, move |site| {
         let packed = weight(1, Layout::linear(n, k), spec)?;
         prepare(site, &packed, site.upload(&packed)?, m, then)
+    })
+}
+
+/// Few rows of x in eight bits, which loses nothing of these: whole numbers up to 127, which each thirty-two channels have, times a
+/// power of two. So every kind of kernels has to give the same.
+fn in_eight_bits([m, n, k]: [usize; 3], spec: &'static str, level: (Set, Level)) -> Problem {
+    let name = format!("{spec}, x in eight bits");
+    Problem::new("matmul", name, format!("{m}x{n}x{k}"), level, move |site| {
+        let packed = weight(1, Layout::linear(n, k), spec)?;
+        let uploaded = site.upload(&packed)?;
+        let noise = normal(3, m * k);
+        let code = |(i, v): (usize, &f32)| match i % k % 32 {
+            0 => 127.0,
+            _ => (40.0 * v).round().clamp(-127.0, 127.0),
+        };
+        let x: Vec<f32> = noise.iter().enumerate().map(code).map(|q| q / 32.0).collect();
+        let want = site.want(|| oracle(&x, &packed.decode(), None, None, Act::None, k));
+        Ok(Prepared::new(want, move |g| {
+            linear_rounded(g.literal([m, k], x.clone()), &uploaded, None)
+        }))
     })
 }
 
