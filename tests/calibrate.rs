@@ -13,6 +13,7 @@ use inknib::gpu::Elem;
 use inknib::graph::{Graph, Plan, PlanOptions, Weight};
 use inknib::ops::concat::cat;
 use inknib::ops::conv2d::{Conv, conv2d};
+use inknib::ops::embed::embed;
 use inknib::ops::gram::{Walk, columns, oracle};
 use inknib::ops::matmul::linear;
 use inknib::ops::moments;
@@ -52,7 +53,9 @@ fn the_observer_sums_what_layers_are_given() {
     // A part of a joined tensor, and a layer that nobody asked for.
     let qkv = weight("qkv.weight[0..16]", Layout::linear(16, 16));
     let other = weight("other.weight", Layout::linear(8, 16));
-    let names = ["conv.weight", "qkv.weight"].map(String::from);
+    // A table of tokens that is the output layer, too.
+    let tied = weight("tied.weight", Layout::linear(8, 16));
+    let names = ["conv.weight", "qkv.weight", "tied.weight"].map(String::from);
     let observer = Arc::new(Observer::new(gpu, names, true));
     let (a, b) = (noise(2 * 5 * 4 * 8, 1), noise(2 * 5 * 4 * 16, 2));
     let graph = Graph::new(Elem::F32);
@@ -61,30 +64,41 @@ fn the_observer_sums_what_layers_are_given() {
     let h = silu(conv2d(x, &conv, None, Conv::default()));
     graph.output("h", h);
     graph.output("y", linear(linear(h, &qkv, None), &other, None));
+    let tokens = embed(graph.input("ids", [1, 2], Elem::U32), &tied);
+    graph.output("tokens", tokens);
+    graph.output("logits", linear(tokens, &tied, None));
     let options = PlanOptions { observe: Some(observer.clone()), ..Default::default() };
     let plan = Plan::new(gpu, &graph, &options).unwrap();
+    plan.set_u32("ids", &[3, 5]).unwrap();
     (0..3).for_each(|_| plan.run().unwrap());
 
     let seen = observer.statistics().unwrap();
-    assert_eq!(seen.layers.keys().collect::<Vec<_>>(), ["conv.weight", "qkv.weight"]);
+    let names = ["conv.weight", "qkv.weight", "tied.weight"];
+    assert_eq!(seen.layers.keys().collect::<Vec<_>>(), names);
     let joined: Vec<f32> =
         a.chunks(8).zip(b.chunks(16)).flat_map(|(a, b)| [a, b].concat()).collect();
-    let h = plan.read("h").unwrap();
+    let [h, tokens] = ["h", "tokens"].map(|name| plan.read(name).unwrap());
     for (name, x, shape, walk) in [
         ("conv.weight", &joined, [2, 5, 4, 24], Walk { side: 3, conv: Conv::default() }),
         ("qkv.weight", &h, [1, 1, 40, 16], Walk::LINEAR),
+        ("tied.weight", &tokens, [1, 1, 2, 16], Walk::LINEAR),
     ] {
         let (layer, rows) = (&seen.layers[name], columns(x, shape, walk));
         let k = rows[0].len();
-        assert_eq!(layer.rows, 3.0 * 40.0, "{name}");
+        assert_eq!(layer.rows, 3.0 * rows.len() as f64, "{name}");
         let three = |values: Vec<f64>| values.into_iter().map(|v| 3.0 * v).collect::<Vec<f64>>();
         let want = three(moments::oracle(&rows));
-        // f32 sums of 120 products: 1e-6 is some ten ulps.
+        // f32 sums of up to 120 products: 1e-6 is some ten ulps.
         assert!(
             error(&layer.sum, &want[..k]) < 1e-5 && error(&layer.square, &want[k..2 * k]) < 1e-6
         );
         let [GramBlock { first: 0, width, values }] = &layer.gram[..] else { panic!("{name}") };
-        assert!(*width == k && error(values, &three(oracle(&rows, 0, k))) < 1e-6, "{name}");
+        let mut want = three(oracle(&rows, 0, k));
+        if name == "tied.weight" {
+            let mean = want.iter().step_by(k + 1).sum::<f64>() / k as f64;
+            want.iter_mut().step_by(k + 1).for_each(|v| *v += mean);
+        }
+        assert!(*width == k && error(values, &want) < 1e-6, "{name}");
     }
 }
 

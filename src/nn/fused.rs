@@ -1,6 +1,8 @@
 //! Layers that a checkpoint holds joined into one tensor, or transposed. They are taken apart when they
 //! are loaded, so that nets need not know.
 
+use std::ops::Range;
+
 use super::{Bias, Linear, Loader};
 use crate::graph::{Vector, Weight};
 use crate::quant::Packed;
@@ -35,7 +37,7 @@ impl Loader<'_> {
         bias: Bias,
     ) -> Result<[Linear; L]> {
         let weights = match self.alone() {
-            true => self.weights_beside(names, rows, k)?,
+            true => Some(self.weights_beside(names, rows, k)?),
             false => None,
         };
         let mut layers = Vec::with_capacity(L);
@@ -58,7 +60,7 @@ impl Loader<'_> {
         names: [&str; L],
         rows: [usize; L],
         k: usize,
-    ) -> Result<Option<Vec<Weight>>> {
+    ) -> Result<Vec<Weight>> {
         let shared = &self.shared;
         let mut parts = Vec::with_capacity(L);
         for (name, n) in names.into_iter().zip(rows) {
@@ -67,16 +69,7 @@ impl Loader<'_> {
             let packed = shared.store.pack_as(&path, &[n, k], &spec, keep)?;
             parts.push((path, packed));
         }
-        let named: Vec<(&str, &Packed)> =
-            parts.iter().map(|(path, p)| (path.as_str(), p)).collect();
-        let Some(weights) = Weight::upload_beside(shared.gpu, &named)? else {
-            let each = parts.into_iter().map(|(path, packed)| self.upload(path, &packed));
-            return each.collect::<Result<Vec<_>>>().map(Some);
-        };
-        for (weight, (path, packed)) in weights.iter().zip(parts) {
-            self.note_weight(path, weight, packed.sqnr_db)?;
-        }
-        Ok(Some(weights))
+        self.upload_all(parts)
     }
 
     /// As [`Loader::linears`] from transformers' `Conv1D`, which keeps its weight as `[k, Σ rows]`
@@ -112,28 +105,69 @@ impl Loader<'_> {
         let channels = packed.layout.channels;
         let low_rank = self.low_rank([packed.layout.rows, 1, channels])?;
         let down = low_rank.as_ref().map(|low| self.upload_down(low, 1, channels)).transpose()?;
+        let parts = self.parts(path, packed, rows)?;
         let mut layers = Vec::with_capacity(L);
-        let mut first = 0;
-        for count in rows {
-            let range = first..first + count;
-            let part = |path: &str| match L {
-                1 => path.to_string(),
-                _ => format!("{path}[{}..{}]", range.start, range.end),
-            };
-            let weight = match L {
-                1 => self.upload(part(path), packed)?,
-                _ => self.upload(part(path), &packed.slice_rows(range.clone()))?,
-            };
+        for (weight, range) in parts {
             let bias = |values: &Vec<f32>| -> Result<Vector> {
-                self.upload_vector(part(&self.name("bias")), &values[range.clone()])
+                let name = part_name::<L>(&self.name("bias"), &range);
+                self.upload_vector(name, &values[range.clone()])
             };
             let bias = biases.as_ref().map(bias).transpose()?;
             let branch = low_rank.as_ref().zip(down.clone());
             let branch = branch.map(|(low, down)| self.upload_up(low, down, range.clone()));
             layers.push(Linear { weight, bias, branch: branch.transpose()? });
-            first += count;
         }
         // One layer was pushed for each count.
         layers.try_into().map_err(|_| Error::Runtime(format!("{path}: {L} layers expected")))
+    }
+    /// The weights of each range of rows, side by side where that is possible.
+    fn parts<const L: usize>(
+        &self,
+        path: &str,
+        packed: &Packed,
+        rows: [usize; L],
+    ) -> Result<Vec<(Weight, Range<usize>)>> {
+        let mut ranges = Vec::with_capacity(L);
+        let mut first = 0;
+        for count in rows {
+            ranges.push(first..first + count);
+            first += count;
+        }
+        if L == 1 {
+            let weight = self.upload(path.to_string(), packed)?;
+            return Ok(ranges.into_iter().map(|range| (weight.clone(), range)).collect());
+        }
+        let named =
+            |range: &Range<usize>| (part_name::<L>(path, range), packed.slice_rows(range.clone()));
+        let slices: Vec<(String, Packed)> = ranges.iter().map(named).collect();
+        let weights = match self.alone() {
+            true => self.upload_all(slices)?,
+            false => {
+                let each = slices.into_iter().map(|(name, part)| self.upload(name, &part));
+                each.collect::<Result<_>>()?
+            }
+        };
+        Ok(weights.into_iter().zip(ranges).collect())
+    }
+
+    /// Weights that share their input, side by side where that is possible.
+    fn upload_all(&self, parts: Vec<(String, Packed)>) -> Result<Vec<Weight>> {
+        let named: Vec<(&str, &Packed)> =
+            parts.iter().map(|(name, p)| (name.as_str(), p)).collect();
+        let Some(weights) = Weight::upload_beside(self.shared.gpu, &named)? else {
+            return parts.into_iter().map(|(name, packed)| self.upload(name, &packed)).collect();
+        };
+        for (weight, (name, packed)) in weights.iter().zip(parts) {
+            self.note_weight(name, weight, packed.sqnr_db)?;
+        }
+        Ok(weights)
+    }
+}
+
+/// The name of some rows of a tensor, of which a checkpoint has so many layers in one.
+fn part_name<const L: usize>(path: &str, rows: &Range<usize>) -> String {
+    match L {
+        1 => path.to_string(),
+        _ => format!("{path}[{}..{}]", rows.start, rows.end),
     }
 }

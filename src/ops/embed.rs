@@ -114,6 +114,12 @@ pub fn take_row<'g>(x: Var<'g>, row: Var<'g>) -> Var<'g> {
     x.graph().record(TakeRow, &[x, row], fits, x.elem())
 }
 
+/// The names of the tables that an op takes rows of.
+pub fn tables(op: &dyn Op) -> impl Iterator<Item = &str> {
+    let embed = op.as_any().downcast_ref::<Embed>();
+    embed.into_iter().flat_map(|embed| embed.tables.iter().map(Weight::name))
+}
+
 fn spec(reference: bool, elem: Elem) -> Spec {
     match reference {
         true => Spec::new(REFERENCE).alias("act", elem),

@@ -8,6 +8,7 @@ use crate::Result;
 use crate::gpu::{Buffer, Elem, Gpu};
 use crate::graph::{Graph, Observe, Var};
 use crate::ops::concat::cat;
+use crate::ops::embed::tables;
 use crate::ops::gram::{Walk, gram, reader};
 use crate::ops::moments::moments;
 use crate::quant::{GramBlock, LayerStatistics, Statistics};
@@ -29,6 +30,8 @@ struct Sums {
     gram: Vec<(usize, usize, Buffer)>,
     /// Every how manieth row XᵀX has seen.
     every: usize,
+    /// The weight is a table, too, whose rows are read as they are.
+    table: bool,
 }
 
 impl fmt::Debug for Observer {
@@ -68,6 +71,13 @@ pub fn blocks(taps: usize, channels: usize, most: usize) -> Vec<usize> {
     out
 }
 
+/// Adds to XᵀX what a table's rows are read for: an error in each channel counts alike, and as much as in the output layer on
+/// average.
+fn as_table(gram: &mut [f32], width: usize) {
+    let mean = gram.iter().step_by(width + 1).sum::<f32>() / width as f32;
+    gram.iter_mut().step_by(width + 1).for_each(|v| *v += mean);
+}
+
 impl Observer {
     /// Watches the weights of these names; `gram`: sums up XᵀX too.
     pub fn new(gpu: &Gpu, wanted: impl IntoIterator<Item = String>, gram: bool) -> Observer {
@@ -95,10 +105,12 @@ impl Observer {
             let k = sums.columns;
             let moments = floats(&sums.moments, 3 * k)?;
             let block = |(first, width, buffer): &(usize, usize, Buffer)| -> Result<GramBlock> {
-                let values = floats(buffer, width * width)?;
+                let mut values = floats(buffer, width * width)?;
                 // As if all rows had been seen.
-                let scale = sums.every as f32;
-                let values = values.into_iter().map(|v| scale * v).collect();
+                values.iter_mut().for_each(|v| *v *= sums.every as f32);
+                if sums.table {
+                    as_table(&mut values, *width);
+                }
                 Ok(GramBlock { first: *first, width: *width, values })
             };
             let layer = LayerStatistics {
@@ -112,7 +124,7 @@ impl Observer {
         Ok(all)
     }
 
-    fn sums(&self, taps: usize, channels: usize, every: usize) -> Result<Sums> {
+    fn sums(&self, taps: usize, channels: usize, every: usize, table: bool) -> Result<Sums> {
         let zeros = |count: usize| self.gpu.upload("sums", &vec![0; 4 * count]);
         let columns = taps * channels;
         let mut gram = vec![];
@@ -123,7 +135,7 @@ impl Observer {
                 first += width;
             }
         }
-        Ok(Sums { columns, moments: zeros(3 * columns)?, gram, every })
+        Ok(Sums { columns, moments: zeros(3 * columns)?, gram, every, table })
     }
 
     fn record<'g>(&self, graph: &'g Graph, name: &str, sums: &Sums, x: Var<'g>, walk: Walk) {
@@ -139,7 +151,9 @@ impl Observer {
 impl Observe for Observer {
     fn observe(&self, graph: &Graph) -> Result<()> {
         let mut layers = self.layers();
-        for (op, inputs) in graph.ops() {
+        let ops = graph.ops();
+        let tables: BTreeSet<&str> = ops.iter().flat_map(|(op, _)| tables(op.as_ref())).collect();
+        for (op, inputs) in &ops {
             let Some((weight, walk, two)) = reader(op.as_ref()) else { continue };
             // Parts of a joined tensor are named by their rows; they read the same.
             let name = weight.name().split('[').next().unwrap_or_default();
@@ -149,7 +163,8 @@ impl Observe for Observer {
             let x = if two { cat(inputs[0], inputs[1]) } else { inputs[0] };
             if !layers.contains_key(name) {
                 let rows = walk.size(x).map_or(0, |[rows, _]| rows);
-                let sums = self.sums(weight.taps(), weight.channels(), every(rows))?;
+                let table = tables.contains(weight.name());
+                let sums = self.sums(weight.taps(), weight.channels(), every(rows), table)?;
                 layers.insert(name.to_string(), sums);
             }
             if let Some(sums) = layers.get(name) {
