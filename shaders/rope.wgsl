@@ -10,7 +10,7 @@ struct Params {
     rest: u32,  // D − R: channels that do not turn
     scale: f32, // of sine and cosine
     context: u32, // rows of y, where that is a cache
-    pad0: u32,
+    eps: f32,   // of a norm of each head
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<act4>;         // [B, S, heads · D / 4]
@@ -34,8 +34,9 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         if (at[0] >= p.context || head / p.heads >= p.context - at[0]) { return; }
         to += at[0] * p.heads * (2u * half4 + rest4);
     }
+    let root = root_of(head * (2u * half4 + rest4), 2u * half4 + rest4);
     if (PARTIAL && i4 >= half4) {
-        y[to + half4] = x[j + half4];
+        y[to + half4] = act4(normed(vec4f(x[j + half4]), i4 + half4, root));
         return;
     }
     let position = start[0] + head / p.heads % p.rows;
@@ -46,8 +47,8 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     let d = sin_cos(angle.w);
     let sine = p.scale * vec4f(a.x, b.x, c.x, d.x);
     let cosine = p.scale * vec4f(a.y, b.y, c.y, d.y);
-    let lo = vec4f(x[j]);
-    let hi = vec4f(x[j + half4]);
+    let lo = normed(vec4f(x[j]), i4, root);
+    let hi = normed(vec4f(x[j + half4]), i4 + half4, root);
     y[to] = act4(lo * cosine - hi * sine);
     y[to + half4] = act4(hi * cosine + lo * sine);
 }

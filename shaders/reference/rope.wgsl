@@ -9,7 +9,7 @@ struct Params {
     rest: u32,  // D − R: channels that do not turn
     scale: f32, // of sine and cosine
     context: u32, // rows of y, where that is a cache
-    pad0: u32,
+    eps: f32,   // of a norm of each head
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<act>;        // [B, S, heads · D]

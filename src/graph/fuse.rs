@@ -16,7 +16,7 @@ pub(crate) fn fuse(nodes: &mut [Node], roots: &HashSet<usize>, fold: bool) -> Ve
     }
     for producer in (0..nodes.len()).filter(|_| fold) {
         if uses[producer] > 0 && !roots.contains(&producer) {
-            fold_one(nodes, producer, &mut uses);
+            fold_one(nodes, producer, &mut uses, roots);
         }
     }
     for consumer in (0..nodes.len()).filter(|_| fold) {
@@ -28,25 +28,72 @@ pub(crate) fn fuse(nodes: &mut [Node], roots: &HashSet<usize>, fold: bool) -> Ve
 }
 
 /// Folds a producer into all of its consumers, or into none.
-fn fold_one(nodes: &mut [Node], producer: usize, uses: &mut [usize]) -> Option<()> {
-    let op = nodes[producer].op.clone()?;
-    let rows = nodes[producer].shape.rows();
-    let reads = |(id, node): &(usize, &Node)| uses[*id] > 0 && node.inputs.contains(&producer);
-    let readers: Vec<usize> = nodes.iter().enumerate().filter(reads).map(|(id, _)| id).collect();
+fn fold_one(
+    nodes: &mut [Node],
+    producer: usize,
+    uses: &mut [usize],
+    roots: &HashSet<usize>,
+) -> Option<()> {
+    let readers = readers(nodes, producer, uses);
+    match readers[..] {
+        [view] if nodes[view].is_view() && !roots.contains(&view) => {
+            fold_behind(nodes, producer, view, uses)
+        }
+        _ => fold_into(nodes, producer, &readers, uses),
+    }
+}
+
+/// Live nodes that read another.
+fn readers(nodes: &[Node], of: usize, uses: &[usize]) -> Vec<usize> {
+    let reads = |(id, node): &(usize, &Node)| uses[*id] > 0 && node.inputs.contains(&of);
+    nodes.iter().enumerate().filter(reads).map(|(id, _)| id).collect()
+}
+
+/// The ops that compute a producer, too, which each reader reads as `read`, its first input and no other.
+fn folded(
+    nodes: &[Node],
+    producer: usize,
+    read: usize,
+    readers: &[usize],
+) -> Option<Vec<Rc<dyn Op>>> {
+    let op = nodes[producer].op.as_ref()?;
+    let rows = nodes[read].shape.rows();
     let fused = |id: &usize| {
         let node = &nodes[*id];
-        let alone = node.inputs.iter().filter(|input| **input == producer).count() == 1;
-        let first = node.inputs.first() == Some(&producer);
+        let alone = node.inputs.iter().filter(|input| **input == read).count() == 1;
+        let first = node.inputs.first() == Some(&read);
         op.fold(node.op.as_deref()?, rows).filter(|_| alone && first)
     };
-    let fused = readers.iter().map(fused).collect::<Option<Vec<_>>>()?;
+    readers.iter().map(fused).collect()
+}
+
+fn fold_into(
+    nodes: &mut [Node],
+    producer: usize,
+    readers: &[usize],
+    uses: &mut [usize],
+) -> Option<()> {
+    let fused = folded(nodes, producer, producer, readers)?;
     let own = nodes[producer].inputs.clone();
     uses[producer] = 0;
     own.iter().for_each(|input| uses[*input] -= 1);
+    for (id, op) in readers.iter().zip(fused) {
+        nodes[*id].op = Some(op);
+        nodes[*id].inputs.splice(..1, own.iter().copied());
+        own.iter().for_each(|input| uses[*input] += 1);
+    }
+    Some(())
+}
+
+/// The same for those that read the producer in another shape: they read its input in that shape then.
+fn fold_behind(nodes: &mut [Node], producer: usize, view: usize, uses: &mut [usize]) -> Option<()> {
+    let readers = readers(nodes, view, uses);
+    let fused = folded(nodes, producer, view, &readers)?;
+    let [input] = nodes[producer].inputs[..] else { return None };
+    uses[producer] = 0;
+    nodes[view].inputs = vec![input];
     for (id, op) in readers.into_iter().zip(fused) {
         nodes[id].op = Some(op);
-        nodes[id].inputs.splice(..1, own.iter().copied());
-        own.iter().for_each(|input| uses[*input] += 1);
     }
     Some(())
 }

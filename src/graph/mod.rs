@@ -277,6 +277,13 @@ impl<'g> Var<'g> {
 #[derive(Debug)]
 struct Reshape;
 
+impl Node {
+    /// Whether it is another value in another shape.
+    fn is_view(&self) -> bool {
+        self.op.as_deref().is_some_and(|op| op.as_any().is::<Reshape>())
+    }
+}
+
 impl Op for Reshape {
     fn name(&self) -> &'static str {
         "reshape"

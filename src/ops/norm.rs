@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::concat::Concat;
 use super::matmul::Matmul;
 use super::pointwise::{Act, Unary};
+use super::rope::Rope;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{Dispatch, Lower, Op, Operand, Shape, Var, Vector};
@@ -245,7 +246,11 @@ impl Op for Norm {
     }
     fn fold(&self, next: &dyn Op, rows: usize) -> Option<Rc<dyn Op>> {
         let plain = self.groups.is_none() && self.beta.is_none() && self.act == Act::None;
-        let matmul = next.as_any().downcast_ref::<Matmul>().filter(|_| plain)?;
+        let next = Some(next.as_any()).filter(|_| plain)?;
+        if let Some(rope) = next.downcast_ref::<Rope>() {
+            return Some(Rc::new(rope.with_norm(&self.gamma, self.eps, rows)?));
+        }
+        let matmul = next.downcast_ref::<Matmul>()?;
         Some(Rc::new(matmul.with_norm(&self.gamma, self.eps, rows)?))
     }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {

@@ -5,6 +5,7 @@ use std::any::Any;
 use std::rc::Rc;
 
 use super::kv_cache::KvWrite;
+use super::matmul::VEC_ROWS;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{Dispatch, Lower, Op, Var, Vector};
@@ -12,6 +13,8 @@ use crate::{Result, params, source};
 
 const FAST: Source = source!("rope.wgsl");
 const REFERENCE: Source = source!("reference/rope.wgsl");
+const NORM_NONE: Source = source!("parts/norm_none.wgsl");
+const NORM_HEAD: Source = source!("parts/norm_head.wgsl");
 const SIN_COS: Source = source!("parts/sin_cos.wgsl");
 
 params! {
@@ -24,7 +27,7 @@ params! {
         pub rest: u32,
         pub scale: f32,
         pub context: u32,
-        pub pad0: u32,
+        pub eps: f32,
     }
 }
 
@@ -40,9 +43,13 @@ pub struct Rotary {
 /// Inputs: x `[B, S, heads · D]`, start u32 `[1]`; if the result goes into a cache, that `[1, context, heads · D]` and u32 `[1]`,
 /// the first row there.
 #[derive(Clone, Debug)]
-struct Rope {
+pub(super) struct Rope {
     rotary: Rotary,
     heads: usize,
+    /// Channels of a head.
+    d: usize,
+    /// An RMS norm of each head that is computed on the way: its scale and ε.
+    norm: Option<(Vector, f32)>,
     into_cache: bool,
 }
 
@@ -64,8 +71,24 @@ pub fn rope<'g>(x: Var<'g>, start: Var<'g>, rotary: &Rotary, heads: usize) -> Va
     } else {
         Ok(shape)
     };
-    let op = Rope { rotary: rotary.clone(), heads, into_cache: false };
+    let op = Rope { rotary: rotary.clone(), heads, d, norm: None, into_cache: false };
     x.graph().record(op, &[x, start], fits, x.elem())
+}
+
+impl Rope {
+    /// Channels that do not turn.
+    fn rest(&self) -> usize {
+        self.d - 2 * self.rotary.inv_freq.len
+    }
+    /// Whether four channels at a time are whole.
+    fn fours(&self) -> bool {
+        self.rotary.inv_freq.len.is_multiple_of(4) && self.rest().is_multiple_of(4)
+    }
+    /// Behind an RMS norm of each head. Every four pairs of channels compute its norm again, which few rows do not feel.
+    pub(super) fn with_norm(&self, gamma: &Vector, eps: f32, rows: usize) -> Option<Rope> {
+        let fits = rows <= VEC_ROWS && gamma.len == self.d && self.fours() && self.norm.is_none();
+        fits.then(|| Rope { norm: Some((gamma.clone(), eps)), ..self.clone() })
+    }
 }
 
 impl Op for Rope {
@@ -87,8 +110,8 @@ impl Op for Rope {
         let (x, start, y) = (cx.input(0)?.clone(), cx.input(1)?.clone(), cx.output().clone());
         let at = cx.inputs().get(3).filter(|_| self.into_cache).cloned();
         let half = self.rotary.inv_freq.len;
-        let rest = x.shape.last() / self.heads - 2 * half;
-        let reference = cx.reference() || !half.is_multiple_of(4) || !rest.is_multiple_of(4);
+        let rest = self.rest();
+        let reference = cx.reference() || !self.fours();
         let n = x.shape.rows() * self.heads * (half + rest) / if reference { 1 } else { 4 };
         let p = Params {
             n: n as u32,
@@ -98,24 +121,32 @@ impl Op for Rope {
             rest: rest as u32,
             scale: self.rotary.scale,
             context: if self.into_cache { y.shape.rows() as u32 } else { 0 },
-            ..Default::default()
+            eps: self.norm.as_ref().map_or(0.0, |(_, eps)| *eps),
         };
-        let dispatch = Dispatch::new(spec(reference, x.elem, rest > 0, self.into_cache), &p)
+        let form = (rest > 0, self.into_cache, self.norm.is_some());
+        let dispatch = Dispatch::new(spec(reference, x.elem, form), &p)
             .arg(&x)
             .arg(&start)
             .arg(&self.rotary.inv_freq)
             .arg(&y)
             .arg(at.as_ref())
             .linear(n, 64)
+            .trips(if self.norm.is_some() { self.d / 4 } else { 0 })
             .flops(6 * x.shape.len());
-        cx.dispatch(dispatch)
+        cx.dispatch(match &self.norm {
+            Some((gamma, _)) => dispatch.arg(gamma),
+            None => dispatch,
+        })
     }
 }
 
-fn spec(reference: bool, elem: Elem, partial: bool, into_cache: bool) -> Spec {
+fn spec(reference: bool, elem: Elem, (partial, into_cache, norm): (bool, bool, bool)) -> Spec {
     match reference {
         true => Spec::new(REFERENCE).alias("act", elem),
-        false => Spec::new(FAST).alias4("act4", elem).flag("PARTIAL", partial),
+        false => {
+            let spec = Spec::new(FAST).alias4("act4", elem).flag("PARTIAL", partial);
+            spec.part(if norm { NORM_HEAD } else { NORM_NONE })
+        }
     }
     .flag("INTO_CACHE", into_cache)
     .part(SIN_COS)
@@ -124,8 +155,15 @@ fn spec(reference: bool, elem: Elem, partial: bool, into_cache: bool) -> Spec {
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
     let forms = |e| {
-        [(false, false, false), (false, true, false), (false, true, true), (true, true, true)]
-            .map(|(reference, partial, into_cache)| spec(reference, e, partial, into_cache))
+        [
+            (false, (false, false, false)),
+            (false, (true, false, false)),
+            (false, (true, true, false)),
+            (false, (false, true, true)),
+            (false, (true, false, true)),
+            (true, (true, true, false)),
+        ]
+        .map(|(reference, form)| spec(reference, e, form))
     };
     let specs = ACTS.into_iter().flat_map(forms).collect();
     vec![OpInfo { name: "rope", specs, params: Params::FIELDS }]

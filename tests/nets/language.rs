@@ -139,16 +139,28 @@ fn ids_of(case: &str) -> Vec<u32> {
 
 /// Runs `pieces` of a text one after the other through one cache; the logits after each token.
 fn decode(gpu: &Gpu, llama: &Language, ids: &[u32], pieces: &[usize]) -> Vec<f32> {
+    decode_by(gpu, llama, ids, pieces, Kernels::Fast).0
+}
+
+/// The same by some kernels, and the launches of the last piece.
+fn decode_by(
+    gpu: &Gpu,
+    llama: &Language,
+    ids: &[u32],
+    pieces: &[usize],
+    kernels: Kernels,
+) -> (Vec<f32>, usize) {
     // Room for more than the text: rows that were never written must not count.
     let cache = llama.config().kv_cache(gpu, ids.len() + 7, Elem::F32).unwrap();
-    let (mut at, mut logits) = (0, Vec::new());
+    let (mut at, mut logits, mut launches) = (0, Vec::new(), 0);
     for n in pieces {
         let graph = Graph::new(Elem::F32);
         let input = graph.input("ids", [1, *n], Elem::U32);
         let start = graph.input("start", [1], Elem::U32);
         graph.output("logits", llama.logits_all(input, start, &cache));
-        let options = PlanOptions { poison: true, ..Default::default() };
+        let options = PlanOptions { kernels, poison: true, ..Default::default() };
         let plan = Plan::new(gpu, &graph, &options).unwrap();
+        launches = plan.launches().len();
         plan.set_u32("ids", &ids[at..at + n]).unwrap();
         plan.set_u32("start", &[at as u32]).unwrap();
         plan.run().unwrap();
@@ -156,7 +168,7 @@ fn decode(gpu: &Gpu, llama: &Language, ids: &[u32], pieces: &[usize]) -> Vec<f32
         at += n;
     }
     assert_eq!(at, ids.len());
-    logits
+    (logits, launches)
 }
 
 fn relative(a: &[f32], b: &[f32]) -> f64 {
@@ -184,6 +196,31 @@ fn token_by_token_is_the_full_pass() {
                 let e = relative(&other, &full);
                 println!("{case} {} {name}: {e:.1e}", recipe.name);
                 assert!(e <= SAME, "{case} {} {name}: {e:.2e}", recipe.name);
+            }
+        }
+    }
+}
+
+/// What a real GPU gets for one token and for a few: norms folded, products joined, caches written on the way.
+#[test]
+fn few_tokens_by_kernels_for_hardware_are_the_full_pass() {
+    let Some(gpu) = gpu() else { return };
+    for (case, _) in CASES {
+        let dir = folder(case);
+        let (config, store) =
+            (LanguageConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+        for recipe in [Recipe::uniform(QuantSpec::F32), Recipe::builtin("int4", "llm").unwrap()] {
+            let net = Language::load(&Loader::new(gpu, &store, &recipe), &config).unwrap();
+            let ids = ids_of(case);
+            let full = decode(gpu, &net, &ids, &[ids.len()]);
+            let pieces = [ids.len() - 9, 3, 4, 1, 1];
+            let (few, launches) = decode_by(gpu, &net, &ids, &pieces, Kernels::Hardware);
+            let e = relative(&few, &full);
+            println!("{case} {}: {e:.1e}, {launches} launches a token", recipe.name);
+            assert!(e <= SAME, "{case} {}: {e:.2e}", recipe.name);
+            // Two layers of seven launches, the embedding, the logits and what the last norm takes.
+            if ["llama", "mistral", "qwen2", "qwen3", "phi3"].contains(&case) {
+                assert!(launches <= 2 * 7 + 4, "{case} {}: {launches}", recipe.name);
             }
         }
     }

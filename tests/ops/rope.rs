@@ -1,6 +1,7 @@
 use inknib::gpu::{Elem, Gpu};
-use inknib::graph::{Graph, Var, Vector};
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Var, Vector};
 use inknib::ops::kv_cache::kv_write;
+use inknib::ops::norm::{oracle as norm_oracle, rms_norm};
 use inknib::ops::rope::{Case, Rotary, oracle, rope};
 
 use crate::harness::*;
@@ -40,6 +41,45 @@ fn heads_turn_by_their_position() {
                     let at = format!("{kernels:?} {act:?} {b}x{s}x{heads}x{r}/{d} from {start}");
                     assert!(e <= tolerance(act), "{at}: {e:.2e}");
                 }
+            }
+        }
+    }
+}
+
+/// Behind a norm of each head (Qwen 3, Gemma 3): one launch for few tokens on a real GPU.
+#[test]
+fn a_norm_of_each_head_is_computed_on_the_way() {
+    let Some(gpu) = gpu() else { return };
+    for (s, heads, d, r) in
+        [(1, 4, 64, 64), (3, 2, 80, 32), (4, 3, 128, 128), (2, 2, 10, 10), (9, 2, 32, 32)]
+    {
+        let inv_freq: Vec<f32> =
+            (0..r / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / r as f32)).collect();
+        let inv = Vector::upload(gpu, "inv_freq", &inv_freq).unwrap();
+        let rotary = Rotary { inv_freq: inv, scale: 1.0 };
+        let gamma = randn(7, d);
+        let scale = Vector::upload(gpu, "gamma", &gamma).unwrap();
+        for act in acts(gpu) {
+            let x = stored(act, &randn(d as u64, s * heads * d));
+            let normed = norm_oracle(&x, &gamma, None, 1, 1, 1e-3);
+            let normed: Vec<f32> = normed.iter().map(|v| *v as f32).collect();
+            let want =
+                oracle(&normed, &inv_freq, Case { rows: s, heads, d, start: 77, scale: 1.0 });
+            for kernels in [Kernels::Reference, Kernels::Fast, Kernels::Hardware] {
+                let graph = Graph::new(act);
+                let g = graph.literal([1, s, heads * d], x.clone());
+                let each = rms_norm(g.reshape([1, s * heads, d]), &scale, 1e-3);
+                let heads_of = each.reshape([1, s, heads * d]);
+                graph.output("y", rope(heads_of, position(gpu, &graph, 77), &rotary, heads));
+                let options = PlanOptions { kernels, poison: true, ..Default::default() };
+                let plan = Plan::new(gpu, &graph, &options).unwrap();
+                plan.run().unwrap();
+                let at = format!("{kernels:?} {act:?} {s}x{heads}x{r}/{d}");
+                // In f16 what a norm of its own makes is rounded, too.
+                let e = nmse(&plan.read("y").unwrap(), &want);
+                assert!(e <= 2.0 * tolerance(act), "{at}: {e:.2e}");
+                let folded = kernels == Kernels::Hardware && s <= 4 && r % 8 == 0;
+                assert_eq!(plan.launches().len() == 1, folded, "{at}");
             }
         }
     }
