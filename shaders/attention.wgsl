@@ -30,7 +30,6 @@ const PER_QUERY = WG_X / 8u;      // invocations that share the weights of a que
 const SHARES = WG_X / LANES8;     // invocations that share eight channels, each with every SHARES-th four keys
 const_assert LANES8 * SHARES == WG_X;
 const_assert PER_QUERY * 8u == WG_X;
-const LOWEST = -3.4e38;
 
 // Scores, then weights: [KEYS / 4, 8 queries]. At the end sums of those that share channels: [WG_X, 8 queries].
 var<workgroup> tile: array<vec4f, 16u * KEY_LANES>;
@@ -197,15 +196,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     workgroupBarrier();
     share(local, b0, b1, b2, b3, b4, b5, b6, b7);
     finish(local, c + 1u, b, i0, group.y, split);
-}
-
-// The scores of four keys from `first` on; lowest for those that the query does not see.
-fn visible(s: vec4f, first: u32, from_key: u32, seen: u32) -> vec4f {
-    let j = vec4u(0u, 1u, 2u, 3u) + first;
-    if (WINDOW) {
-        return select(vec4f(LOWEST), s, (j < vec4u(seen)) & (j >= vec4u(from_key)));
-    }
-    return select(vec4f(LOWEST), s, j < vec4u(seen));
 }
 
 fn share(

@@ -37,7 +37,6 @@ const SCORES = KEYS + 4u;
 const WEIGHTS = KEYS + 8u;
 const_assert SHARES * QUERIES == WG_X;
 const_assert QUERIES <= 2u * KEYS;
-const LOWEST = -3.4e38;
 const SLACK = 6.0;
 
 var<workgroup> tile: array<f16, 2u * KEYS * STRIDE>;     // keys, then values; queries at the beginning
@@ -158,12 +157,6 @@ fn put(row: u32, c: u32, v: vec4f) {
 
 fn scores4(at: u32) -> vec4f {
     return vec4f(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]);
-}
-
-// The scores of four keys from `first` on; lowest for those that the query does not see.
-fn visible(s: vec4f, first: u32, from_key: u32, seen: u32) -> vec4f {
-    let j = vec4u(0u, 1u, 2u, 3u) + first;
-    return select(vec4f(LOWEST), s, (j < vec4u(seen)) & (j >= vec4u(from_key)));
 }
 
 // One matrix of sums with every row times its query's factor.

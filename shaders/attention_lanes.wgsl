@@ -27,7 +27,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
 
 const KEYS = 64u; // keys in one turn
-const LOWEST = -3.4e38;
 
 var<workgroup> tile: array<vec4f, 256>; // weights: [KEYS / 4, 16 queries]
 
@@ -299,13 +298,4 @@ fn weigh(s: vec4f, t: vec4f, most: f32, r: u32, at: At) -> Soft {
     tile[32u * at.lane + r] = wa;
     tile[32u * at.lane + 16u + r] = wb;
     return Soft(next, exp(most - next), dot(wa + wb, vec4f(1.0)));
-}
-
-// The scores of four keys from `first` on; lowest for those that the query does not see.
-fn visible(s: vec4f, first: u32, from_key: u32, seen: u32) -> vec4f {
-    let j = vec4u(0u, 1u, 2u, 3u) + first;
-    if (WINDOW) {
-        return select(vec4f(LOWEST), s, (j < vec4u(seen)) & (j >= vec4u(from_key)));
-    }
-    return select(vec4f(LOWEST), s, j < vec4u(seen));
 }

@@ -25,7 +25,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read> start: array<u32>;     // [1]
 
 const TEAMS = WG_X / LANES; // LANES: the power of two not below d / 8
-const LOWEST = -3.4e38;
 var<workgroup> team_stats: array<vec2f, TEAMS>; // maximum and total of one head
 var<workgroup> team_lo: array<vec4f, WG_X>;     // its sums
 var<workgroup> team_hi: array<vec4f, WG_X>;

@@ -1,4 +1,4 @@
-// Adds up the sums of a convolution over parts of k, and does with them what is to become of it.
+// The end of a convolution whose sums were divided: see parts/add_partial.wgsl.
 struct Params {
     m0: u32,      // first output pixel of this dispatch (of all pixels of the batch)
     m: u32,       // one past its last output pixel
@@ -18,16 +18,3 @@ struct Params {
     steps: u32,   // rows of the table of time embeddings
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> sums: array<f32>; // [parts, m - m0, n_total]
-
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-    let item = id.y * groups.x * 64u + id.x;
-    let count = (p.m - p.m0) * p.n_total;
-    if (item >= count) { return; }
-    var sum = 0.0;
-    for (var i = item; i < arrayLength(&sums); i += count) {
-        sum += sums[i];
-    }
-    store(p.m0 + item / p.n_total, item % p.n_total, sum);
-}

@@ -10,27 +10,6 @@ struct Eight { lo: vec4f, hi: vec4f }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]
 @group(0) @binding(2) var<storage, read_write> y: array<vec4u>;  // [M, pieces, 3] 32 signed bytes, low first; then f32 s, Σ q, Σ x², 0
-@group(0) @binding(3) var<storage, read> gamma: array<f32>;      // [k]
-
-// Zeros behind the last block.
-fn eight(m: u32, c8: u32) -> Eight {
-    let v = load8(m * p.k, min(c8, p.blocks - 1u), p.k);
-    let inside = c8 < p.blocks;
-    return Eight(select(vec4f(), v.lo, inside), select(vec4f(), v.hi, inside));
-}
-
-fn squares(v: Eight) -> f32 {
-    return dot(v.lo, v.lo) + dot(v.hi, v.hi);
-}
-
-fn gamma4(c: u32) -> vec4f {
-    let i = min(vec4u(c) + vec4u(0u, 1u, 2u, 3u), vec4u(p.k - 1u));
-    return vec4f(gamma[i.x], gamma[i.y], gamma[i.z], gamma[i.w]);
-}
-
-fn scaled(v: Eight, c8: u32) -> Eight {
-    return Eight(v.lo * gamma4(8u * c8), v.hi * gamma4(8u * c8 + 4u));
-}
 
 // The bits of |v|, in whose order NaN comes last: max of floats may lose it.
 fn magnitudes(v: Eight) -> vec4u {

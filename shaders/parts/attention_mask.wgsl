@@ -11,3 +11,15 @@ fn seen_from(i: u32) -> u32 {
     let end = seen_by(i);
     return end - min(end, p.window);
 }
+
+// Below every score, and finite, so that differences are.
+const LOWEST = -3.4e38;
+
+// The scores of four keys from `first` on; lowest for those that a query does not see, which sees from_key .. seen.
+fn visible(s: vec4f, first: u32, from_key: u32, seen: u32) -> vec4f {
+    let j = vec4u(0u, 1u, 2u, 3u) + first;
+    if (WINDOW) {
+        return select(vec4f(LOWEST), s, (j < vec4u(seen)) & (j >= vec4u(from_key)));
+    }
+    return select(vec4f(LOWEST), s, j < vec4u(seen));
+}

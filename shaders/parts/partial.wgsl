@@ -1,4 +1,4 @@
-// A sum over a part of k, which is divided among workgroups: *_merge.wgsl adds them up.
+// A sum over a part of k, which is divided among workgroups: add_partial.wgsl adds them up.
 @group(0) @binding(2) var<storage, read_write> sums: array<f32>; // [parts, m - m0, n_total]
 
 fn store(m: u32, n: u32, v: f32) {

@@ -38,7 +38,7 @@ pub struct Caps {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tuning {
-    /// Whether products use cooperative matrices, where the adapter has them.
+    /// Whether products and attention use cooperative matrices, where the adapter has them; products decide.
     pub matrices: bool,
     /// Large tiles of matrices from which they are taken instead of small ones, which spread over more of a GPU.
     pub wide_tiles: u32,

@@ -294,7 +294,7 @@ impl Conv2d {
         sums.groups[2] = splits as u32;
         cx.dispatch(sums)?;
         let p = self.params(cx, bound, chunk, (0, pixels));
-        let adding = Dispatch::new(merge(cx.act, self.form(bound)), &p).arg(&part);
+        let adding = Dispatch::new(merge(cx.act, self.form(bound), splits), &p).arg(&part);
         let adding = self.epilogue(cx, adding, bound);
         let adding = adding.linear(pixels * chunk.rows, 64).trips(splits);
         cx.dispatch([&bound.table, &bound.row].into_iter().flatten().fold(adding, Dispatch::arg))?;

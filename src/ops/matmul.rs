@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use variant::{ACTIVATION, Form, Variant, merge, spec};
 pub(super) use variant::{
-    EPILOGUE_TRIPS, LANES_COLUMNS, PARTIAL, TILE64, VEC_WG, X_SCALAR, X_VEC, lanes_trips,
+    EPILOGUE_TRIPS, LANES_COLUMNS, PARTIAL, TILE64, VEC_WG, X_SCALAR, X_VEC, adding, lanes_trips,
 };
 pub(crate) use variant::{info, parts};
 
@@ -246,7 +246,7 @@ impl Matmul {
         products.groups[2] = splits as u32;
         cx.dispatch(products)?;
         let p = self.params(cx, chunk, (0, m))?;
-        let adding = Dispatch::new(merge(self.form(cx, cx.act)), &p).arg(&part);
+        let adding = Dispatch::new(merge(self.form(cx, cx.act), splits), &p).arg(&part);
         let adding = self.epilogue(cx, adding, |operand| operand.into());
         cx.dispatch(adding.linear(m * chunk.rows, 64).trips(splits))
     }

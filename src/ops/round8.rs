@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use super::matmul::{X_SCALAR, X_VEC};
+use super::matmul::pieces::load_eight;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{Dispatch, Lower, Op, Operand, Var, Vector};
@@ -100,10 +100,7 @@ fn reference(x: Elem, codes: Codes, norm: bool) -> Spec {
 }
 
 fn fast(x: Elem, vec8: bool, codes: Codes, norm: bool) -> Spec {
-    let spec = match vec8 {
-        true => Spec::new(FAST).alias4("xload", x).part(X_VEC),
-        false => Spec::new(FAST).alias("xload", x).part(X_SCALAR),
-    };
+    let spec = load_eight(Spec::new(FAST).u32("GAMMA", 3), x, vec8);
     form(spec, codes, norm)
 }
 

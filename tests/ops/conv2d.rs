@@ -86,6 +86,19 @@ fn check_packed(case: Case, packed: &Packed, seed: u64) {
     }
 }
 
+/// Everything fuses, except a time embedding into a kernel that has two inputs already.
+fn check_launches(plan: &Plan, (kernels, windows): (Kernels, usize), case: Case) {
+    let Case { channels: [ca, cb], side, then, .. } = case;
+    let time = matches!(then, Then::Time | Then::Everything);
+    let separate = cb > 0 && time || side == 1 && cb == 0 && time;
+    let launches = plan.launches();
+    let merges = launches.iter().filter(|l| l.kernel.starts_with("conv2d_merge")).count();
+    assert!(separate || launches.len() - merges == windows, "{kernels:?} {case:?}: {launches:?}");
+    // One sum of many products on a real GPU; a window of a weight is one of several.
+    let long = (ca + cb) * side * side >= 1024 && windows == 1;
+    assert_eq!(merges, usize::from(long && kernels == Kernels::Hardware), "{case:?}");
+}
+
 fn check_on(
     gpu: &Gpu,
     (kernels, acts): (&[Kernels], &[Elem]),
@@ -148,17 +161,7 @@ fn check_on(
             plan.run().unwrap();
             let e = nmse(&plan.read("y").unwrap(), &want);
             assert!(e <= tolerance(act), "{kernels:?} {act:?} {case:?}: {e:.2e}");
-            // Everything fuses, except a time embedding into a kernel that has two inputs already.
-            let separate = cb > 0 && time || side == 1 && cb == 0 && time;
-            let launches = plan.launches();
-            let merges = launches.iter().filter(|l| l.kernel.starts_with("conv2d_merge")).count();
-            assert!(
-                separate || launches.len() - merges == weight.chunks().len(),
-                "{kernels:?} {case:?}: {launches:?}"
-            );
-            // One sum of many products on a real GPU; a window of a weight is one of several.
-            let long = ((ca + cb) * side * side) >= 1024 && weight.chunks().len() == 1;
-            assert_eq!(merges, usize::from(long && kernels == Kernels::Hardware), "{case:?}");
+            check_launches(&plan, (kernels, weight.chunks().len()), case);
         }
     }
 }
@@ -255,6 +258,8 @@ fn taps_are_divided() {
     ] {
         check(Case { size: [2, 3, 3], channels, rows: 20, side, then, spec, ..CASE }, 16);
     }
+    // One sum, which does not fill the sixteen bytes of a binding.
+    check(Case { size: [1, 1, 1], channels: [128, 0], rows: 1, ..CASE }, 17);
 }
 
 #[test]

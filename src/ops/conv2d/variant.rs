@@ -4,7 +4,7 @@ use super::Params;
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::weight_part;
 use crate::ops::matmul::coop::Coop;
-use crate::ops::matmul::{PARTIAL, TILE64};
+use crate::ops::matmul::{PARTIAL, TILE64, adding};
 use crate::ops::pointwise::Act;
 use crate::ops::{ACTS, OpInfo, formats};
 use crate::quant::{Format, Offset};
@@ -119,9 +119,9 @@ pub(super) fn spec(variant: Variant, x: Elem, act: Elem, form: Form) -> Spec {
     }
 }
 
-/// Adds parts of the taps up.
-pub(super) fn merge(act: Elem, form: Form) -> Spec {
-    epilogue(Spec::new(MERGE).part(OUT), act, form)
+/// Adds so many parts of the taps up.
+pub(super) fn merge(act: Elem, form: Form, parts: usize) -> Spec {
+    epilogue(adding(Spec::new(MERGE), parts).part(OUT), act, form)
 }
 
 fn epilogue(spec: Spec, act: Elem, form: Form) -> Spec {
@@ -168,7 +168,7 @@ pub(crate) fn info() -> Vec<OpInfo> {
                 }
             }
         }
-        specs.extend([one, Form { table: Some(x), ..one }].map(|form| merge(x, form)));
+        specs.extend([one, Form { table: Some(x), ..one }].map(|form| merge(x, form, 3)));
     }
     vec![OpInfo { name: "conv2d", specs, params: Params::FIELDS }]
 }

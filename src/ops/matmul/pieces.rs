@@ -9,7 +9,10 @@ use crate::quant::{Format, Offset};
 use crate::source;
 
 const PART: Source = source!("parts/pieces.wgsl");
-const PART_I8: Source = source!("parts/pieces_i8.wgsl");
+const FETCH: Source = source!("parts/fetch_float.wgsl");
+const FETCH_I8: Source = source!("parts/fetch_i8.wgsl");
+/// Eight channels of a row, here and in round8.
+const EIGHT: Source = source!("parts/eight.wgsl");
 const GAMMA_VEC: Source = source!("parts/gamma_vec.wgsl");
 const GAMMA_SCALAR: Source = source!("parts/gamma_scalar.wgsl");
 const LANES_SUBGROUP: Source = source!("parts/lanes_subgroup.wgsl");
@@ -104,10 +107,16 @@ pub(super) fn load_pieces(
     let spec = spec.u32("LANES", lanes).u32("ROWS", rows).u32("WG_X", VEC_WG);
     let spec = spec.flag("NORM", eps.is_some()).u32("EPS", eps.unwrap_or(0));
     let spec = spec.part(self::lanes(subgroup)).u32("GAMMA", gamma);
-    if codes.is_some() {
-        return spec.alias4("xload", Elem::U32).part(PART_I8);
-    }
     let spec = spec.part(PART);
+    match codes {
+        Some(_) => spec.alias4("xload", Elem::U32).part(FETCH_I8),
+        None => load_eight(spec.part(FETCH), x, vec8),
+    }
+}
+
+/// How eight channels of a row are loaded and scaled, here and in round8; `vec8`: rows are whole eights.
+pub(in crate::ops) fn load_eight(spec: Spec, x: Elem, vec8: bool) -> Spec {
+    let spec = spec.part(EIGHT);
     match vec8 {
         true => spec.alias4("xload", x).part(X_VEC).part(GAMMA_VEC),
         false => spec.alias("xload", x).part(X_SCALAR).part(GAMMA_SCALAR),

@@ -29,6 +29,7 @@ const PIECES: Source = source!("matmul_pieces.wgsl");
 const MERGE: Source = source!("matmul_merge.wgsl");
 /// What becomes of a sum over a part of k, here and in conv2d.
 pub(in crate::ops) const PARTIAL: Source = source!("parts/partial.wgsl");
+const ADD_PARTIAL: Source = source!("parts/add_partial.wgsl");
 
 impl Variant {
     /// For m rows of x of k channels, by n rows of w.
@@ -225,9 +226,14 @@ pub(super) fn spec(variant: Variant, form: Form) -> Spec {
     }
 }
 
-/// Adds parts of k up.
-pub(super) fn merge(form: Form) -> Spec {
-    epilogue(Spec::new(MERGE).part(OUT), form)
+/// Adds so many parts of k up.
+pub(super) fn merge(form: Form, parts: usize) -> Spec {
+    epilogue(adding(Spec::new(MERGE), parts).part(OUT), form)
+}
+
+/// The kernel that adds parts of sums up, here and in conv2d.
+pub(in crate::ops) fn adding(spec: Spec, parts: usize) -> Spec {
+    spec.part(ADD_PARTIAL).u32("PARTS", parts as u32)
 }
 
 fn epilogue(spec: Spec, form: Form) -> Spec {
@@ -265,7 +271,7 @@ fn forms(x: Elem) -> Vec<(bool, Form)> {
 pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for x in ACTS {
-        specs.extend(forms(x).into_iter().map(|(_, form)| merge(form)));
+        specs.extend(forms(x).into_iter().map(|(_, form)| merge(form, 3)));
     }
     for format in formats() {
         for x in ACTS {
