@@ -130,6 +130,10 @@ pub fn add(all: &mut Vec<Problem>) {
         let form = Form { channels: [40, 24], rows: 50, spec, window: 7, ..FORM };
         add(Form { then: Then::Silu, ..form }, Set::Edges, Level::Usual);
     }
+    // Taps that real GPUs divide, of sums that do not fill the sixteen bytes that a binding is rounded up to.
+    for (size, channels, rows) in [([1, 1, 1], [128, 0], 1), ([1, 3, 3], [80, 48], 3)] {
+        add(Form { size, channels, rows, ..FORM }, Set::Edges, Level::Usual);
+    }
     models(all);
     small_ops(all);
 }

@@ -123,6 +123,10 @@ pub fn add(all: &mut Vec<Problem>) {
     for spec in ["int4-g64-cubic", "fp16", "int8-g64"] {
         add([9, 8, 32_768], spec, Then::Nothing, (Set::Edges, Level::Usual));
     }
+    // Sums that real GPUs divide, as many as do not fill the sixteen bytes that a binding is rounded up to.
+    for (size, level) in [([9, 7, 1024], Level::Quick), ([5, 3, 1032], Level::Usual)] {
+        add(size, "fp16", Then::Nothing, (Set::Edges, level));
+    }
     for k in [31, 32, 33, 63, 65, 127, 128, 136] {
         for spec in &FORMATS[4..] {
             add([2, 24, k], spec, Then::Nothing, (Set::Edges, Level::Usual));
