@@ -9,7 +9,8 @@
 # INKNIB        the binary (default: target/release/inknib, which is built if it is missing)
 # LEVEL         of the test: "" (some 5000 cases), --quick, --full
 # MODELS        of tools/synthetic_llm.py (default: smollm2-135m llama-3.2-1b llama-3.1-8b; the last takes 16 GB of disk)
-# LLAMA_BENCH   llama.cpp's llama-bench with the Vulkan backend, and GGUF_DIR with MODEL-Q4_0.gguf of the same shapes
+# LLAMA_BENCH   llama.cpp's llama-bench with the Vulkan backend (llama-quantize beside it); GGUF_DIR may hold MODEL-Q4_0.gguf of the
+#               same shapes, else they are made, which takes numpy and gguf from PyPI. Each model is measured in turn with ours.
 # SD            stable-diffusion.cpp's sd with the Vulkan backend, and SD_MODEL, a Q4_0 file of Stable Diffusion 1.5
 set -u
 cd "$(dirname "$0")/.."
@@ -40,9 +41,14 @@ for model in $models; do
         name=$model-${weights%%-*}
         step "$name" "$inknib" bench -m "$folder" --weights $weights -p 512 -n 128 -o "$out/$name.json" -o "$out/$name.md"
     done
-    gguf=${GGUF_DIR:-}/$model-Q4_0.gguf
-    if [ -n "${LLAMA_BENCH:-}" ] && [ -e "$gguf" ]; then
-        step "$model-llama.cpp" "$LLAMA_BENCH" -m "$gguf" -p 512 -n 128 -o json
+    if [ -n "${LLAMA_BENCH:-}" ]; then
+        gguf=${GGUF_DIR:-$scratch}/$model-Q4_0.gguf
+        if [ ! -e "$gguf" ]; then
+            step "$model-gguf" python3 tools/synthetic_gguf.py "$folder" "$scratch/$model-F16.gguf"
+            step "$model-q4_0" "$(dirname "$LLAMA_BENCH")/llama-quantize" --pure "$scratch/$model-F16.gguf" "$gguf" Q4_0
+            rm -f "$scratch/$model-F16.gguf"
+        fi
+        step "$model-llama.cpp" "$LLAMA_BENCH" -m "$gguf" -ngl 99 -p 512 -n 128 -o md
     fi
     case $model in *8b) rm -rf "$folder" ;; esac
 done

@@ -1,5 +1,5 @@
 // Layer norm y = (x − mean) · gamma / √(variance + eps) + beta and RMS norm y = x · gamma / √(mean of squares + eps)
-// over rows (Ba et al. 2016; Zhang and Sennrich 2019). LANES invocations share a row: one, or the workgroup.
+// over rows (Ba et al. 2016; Zhang and Sennrich 2019), ADDED: plus r. LANES invocations share a row: one, or the workgroup.
 struct Params {
     pixels: u32, // positions of one batch item that share statistics (1 for layer and RMS norm)
     c: u32,      // channels
@@ -15,6 +15,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> gamma: array<vec4f>;   // [c/4]
 @group(0) @binding(3) var<storage, read> beta: array<vec4f>;    // [c/4]
 @group(0) @binding(4) var<storage, read_write> y: array<act4>;  // [n, c/4]
+@group(0) @binding(5) var<storage, read> r: array<act4>;        // [n, c/4]
 
 @compute @workgroup_size(WG_X)
 fn main(
@@ -46,6 +47,7 @@ fn main(
     for (var c = lane; c < cells; c += LANES) {
         var v = (vec4f(x[first + c]) - mean) * scale * gamma[c];
         if (CENTER) { v += beta[c]; }
+        if (ADDED) { v += vec4f(r[first + c]); }
         y[first + c] = act4(v);
     }
 }

@@ -3,7 +3,7 @@
 //   1  mean[group] = Σ part / count
 //   2  part[slice] = Σ (x − mean)²
 //   3  deviation[group] = √(Σ part / count + eps)
-//   4  y = activation((x − mean) / deviation · gamma + beta), one element each
+//   4  y = activation((x − mean) / deviation · gamma + beta), one element each; ADDED: plus b
 // RMS norm (not CENTER) has mean 0, no beta, and starts at stage 2.
 struct Params {
     pixels: u32, // positions of one batch item that share statistics (1 for layer and RMS norm)
@@ -17,7 +17,7 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<act>;          // [B, pixels, ca]
-@group(0) @binding(2) var<storage, read> b: array<act>;          // [B, pixels, c − ca]
+@group(0) @binding(2) var<storage, read> b: array<act>;          // [B, pixels, c − ca], or [B, pixels, c] if ADDED
 @group(0) @binding(3) var<storage, read> gamma: array<f32>;      // [c]
 @group(0) @binding(4) var<storage, read> beta: array<f32>;       // [c]
 @group(0) @binding(5) var<storage, read_write> part: array<f32>; // [B, groups, slices]
@@ -73,6 +73,8 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
         let group = row / p.pixels * p.groups + c / size;
         var v = (load(row, c) - mean_of(group)) / stat[group * 2u + 1u] * gamma[c];
         if (CENTER) { v += beta[c]; }
-        y[item] = act(activation(v));
+        v = activation(v);
+        if (ADDED) { v += f32(b[item]); }
+        y[item] = act(v);
     }
 }

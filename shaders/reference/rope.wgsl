@@ -3,13 +3,17 @@
 // of a cache of one item, if it has that.
 struct Params {
     n: u32,     // invocations: pairs and copied channels in x
+    first: u32, // n
     rows: u32,  // S, rows of one batch item
     heads: u32,
+    heads2: u32,
     half: u32,  // R/2
     rest: u32,  // D − R: channels that do not turn
     scale: f32, // of sine and cosine
     context: u32, // rows of y, where that is a cache
     eps: f32,   // of a norm of each head
+    pad0: u32,
+    pad1: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<act>;        // [B, S, heads · D]

@@ -38,8 +38,12 @@ pub struct Caps {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tuning {
-    /// Whether products and attention use cooperative matrices, where the adapter has them; products decide.
+    /// Whether products and convolutions use cooperative matrices, where the adapter has them.
     pub matrices: bool,
+    /// Whether attention does.
+    pub attention_matrices: bool,
+    /// Invocations of a workgroup that attends for one token; 0 for the rule, 8 on a software adapter and 128 on others.
+    pub attention_lanes: u32,
     /// Large tiles of matrices from which they are taken instead of small ones, which spread over more of a GPU.
     pub wide_tiles: u32,
     /// Lanes that a product of few rows should have before each takes more than one row of the weight: with sixteen bytes under
@@ -55,6 +59,8 @@ impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             matrices: true,
+            attention_matrices: true,
+            attention_lanes: 0,
             wide_tiles: 128,
             busy_lanes: 32_768,
             split_tiles: 128,

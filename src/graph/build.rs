@@ -131,29 +131,33 @@ impl<'a> Builder<'a> {
         Ok((dispatches, owners))
     }
 
-    /// Two later nodes that one launch may compute with node `id`, or none: they read the same first input and besides it
-    /// only what is there before any node runs, and nobody reads before them what they write into.
+    /// Later nodes that one launch may compute with node `id`, as many as its op wants or none: they read only what is there
+    /// before node `id` runs, and nobody reads before them what they write into.
     fn others(&self, nodes: &[Node], live: &[bool], id: usize) -> Vec<usize> {
         let node = &nodes[id];
-        let (Some(op), Some(x)) = (&node.op, node.inputs.first()) else { return Vec::new() };
-        // An op that would not join itself joins nothing.
+        let Some(op) = &node.op else { return Vec::new() };
+        let joins = |other: &Node| match &other.op {
+            Some(theirs) => op.joins(&node.inputs, theirs.as_ref(), &other.inputs),
+            None => false,
+        };
         let real = self.options.kernels.on(self.caps).for_hardware(self.caps);
-        if !real || !op.joins(op.as_ref()) {
+        let wanted = op.partners();
+        // An op that would not join itself joins nothing.
+        if !real || wanted == 0 || !joins(node) {
             return Vec::new();
         }
         let mut found = Vec::new();
         for (later, other) in nodes.iter().enumerate().skip(id + 1).filter(|(id, _)| live[*id]) {
-            let same = other.inputs.first() == Some(x);
-            let fits = same && other.op.as_ref().is_some_and(|other| op.joins(other.as_ref()));
-            let ready = || other.inputs[1..].iter().all(|input| nodes[*input].op.is_none());
+            let ready =
+                || other.inputs.iter().all(|input| *input < id || nodes[*input].op.is_none());
             let root = storage::root(nodes, later);
             let reads = |node: &Node| node.inputs.iter().any(|i| storage::root(nodes, *i) == root);
             let unread =
                 || !nodes[id..later].iter().zip(&live[id..]).any(|(n, live)| *live && reads(n));
-            if fits && ready() && unread() {
+            if joins(other) && ready() && unread() {
                 found.push(later);
             }
-            if found.len() == 2 {
+            if found.len() == wanted {
                 return found;
             }
         }

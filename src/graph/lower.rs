@@ -102,7 +102,7 @@ impl From<Option<&Operand>> for Arg {
     }
 }
 
-/// Another op of the same first input, to be computed in one launch with it.
+/// Another op to be computed in the same launch.
 pub struct Joint {
     pub op: Rc<dyn Op>,
     pub inputs: Vec<Operand>,

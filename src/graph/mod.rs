@@ -67,12 +67,16 @@ pub trait Op: fmt::Debug {
         let _ = (next, slot, rows);
         None
     }
-    /// Whether a kernel may compute this op and `other`, whose first input is the same, in one launch.
-    fn joins(&self, other: &dyn Op) -> bool {
-        let _ = other;
+    /// How many later ops one launch may compute with this one, no less and no more.
+    fn partners(&self) -> usize {
+        0
+    }
+    /// Whether they may be such as `other`; `inputs` and `theirs` name what both read.
+    fn joins(&self, inputs: &[usize], other: &dyn Op, theirs: &[usize]) -> bool {
+        let _ = (inputs, other, theirs);
         false
     }
-    /// Emits one launch for this op and for two others that it joins; false where there is none for them here.
+    /// Emits one launch for this op and its partners; false where there is none for them here.
     fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
         let _ = (cx, others);
         Ok(false)

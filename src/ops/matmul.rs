@@ -153,8 +153,12 @@ impl Op for Matmul {
     fn in_place(&self) -> Option<usize> {
         self.into_cache.then_some(1)
     }
-    fn joins(&self, other: &dyn Op) -> bool {
-        other.as_any().downcast_ref::<Matmul>().is_some_and(|other| joint::may_join(self, other))
+    fn partners(&self) -> usize {
+        2
+    }
+    fn joins(&self, inputs: &[usize], other: &dyn Op, theirs: &[usize]) -> bool {
+        let other = other.as_any().downcast_ref().filter(|_| inputs.first() == theirs.first());
+        other.is_some_and(|other| joint::may_join(self, other))
     }
     fn pair(&self, next: &dyn Op, slot: usize, rows: usize) -> Option<Rc<dyn Op>> {
         let gate = next.as_any().downcast_ref::<Matmul>().filter(|_| slot == 1)?;

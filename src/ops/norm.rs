@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::concat::Concat;
 use super::matmul::Matmul;
-use super::pointwise::{Act, Unary};
+use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::rope::Rope;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
@@ -35,7 +35,7 @@ params! {
     }
 }
 
-/// Inputs: x `[B, .., C]`, or two parts of it along the channels.
+/// Inputs: x `[B, .., C]`, or two parts of it along the channels; then what is added to the result, if anything is.
 #[derive(Clone, Debug)]
 struct Norm {
     gamma: Vector,
@@ -45,6 +45,8 @@ struct Norm {
     groups: Option<usize>,
     act: Act,
     eps: f32,
+    /// Whether the last input is added to the result. Layer and RMS norm alone.
+    added: bool,
 }
 
 /// `(x − mean) · gamma / √(variance + eps) + beta` over the positions and the channels of each of `groups`
@@ -66,7 +68,7 @@ pub fn group_norm<'g>(
     };
     let inputs = x.made_by::<Concat>().unwrap_or_else(|| vec![x]);
     let (gamma, beta) = (gamma.clone(), Some(beta.clone()));
-    let op = Norm { gamma, beta, groups: Some(groups), act: Act::None, eps };
+    let op = Norm { gamma, beta, groups: Some(groups), act: Act::None, eps, added: false };
     op.record(x, &inputs, fits)
 }
 
@@ -74,13 +76,15 @@ pub fn group_norm<'g>(
 #[track_caller]
 pub fn layer_norm<'g>(x: Var<'g>, gamma: &Vector, beta: &Vector, eps: f32) -> Var<'g> {
     let (gamma, beta) = (gamma.clone(), Some(beta.clone()));
-    Norm { gamma, beta, groups: None, act: Act::None, eps }.record(x, &[x], Ok(x.shape()))
+    let norm = Norm { gamma, beta, groups: None, act: Act::None, eps, added: false };
+    norm.record(x, &[x], Ok(x.shape()))
 }
 
 /// `x · gamma / √(mean of x² + eps)` over the last axis (transformers' `LlamaRMSNorm`).
 #[track_caller]
 pub fn rms_norm<'g>(x: Var<'g>, gamma: &Vector, eps: f32) -> Var<'g> {
-    let norm = Norm { gamma: gamma.clone(), beta: None, groups: None, act: Act::None, eps };
+    let gamma = gamma.clone();
+    let norm = Norm { gamma, beta: None, groups: None, act: Act::None, eps, added: false };
     norm.record(x, &[x], Ok(x.shape()))
 }
 
@@ -108,6 +112,11 @@ impl Norm {
             (g, b) => Err(format!("{shape:?} with a scale of {g} and a shift of {b} channels")),
         });
         x.graph().record(self, inputs, fits, x.elem())
+    }
+
+    fn form(&self, inputs: usize) -> Form {
+        let two = inputs == 2 && !self.added;
+        Form { two, center: self.beta.is_some(), added: self.added }
     }
 
     fn sizes(&self, cx: &Lower<'_>) -> Result<Sizes> {
@@ -146,7 +155,7 @@ impl Norm {
                 1 | 3 => (all, slices),
                 _ => (s.batch * s.pixels * s.c, 0),
             };
-            let spec = reference(stage, cx.act, self.act, inputs.len() == 2, self.beta.is_some());
+            let spec = reference(stage, cx.act, self.act, self.form(inputs.len()));
             let dispatch = Dispatch::new(spec, &self.params(s, chunk, n))
                 .arg(&inputs[0])
                 .arg(inputs.get(1))
@@ -170,12 +179,13 @@ impl Norm {
             0..1024 => Some(64),
             _ => Some(256.min(cx.caps.max_workgroup_invocations)),
         };
-        let spec = rows(cx.act, lanes, self.beta.is_some());
+        let spec = rows(cx.act, lanes, self.form(cx.inputs().len()));
         let dispatch = Dispatch::new(spec, &self.params(s, 1, s.batch))
             .arg(cx.input(0)?)
             .arg(&self.gamma)
             .arg(self.beta.as_ref())
             .arg(cx.output())
+            .arg(cx.inputs().get(1))
             .linear(s.batch, if lanes.is_some() { 1 } else { 64 })
             .trips(3 * cells.div_ceil(lanes.unwrap_or(1) as usize) + 16)
             .flops(6 * s.batch * s.c);
@@ -240,12 +250,19 @@ impl Op for Norm {
         self
     }
     fn absorb(&self, next: &dyn Op, _slot: usize) -> Option<Rc<dyn Op>> {
-        let unary = next.as_any().downcast_ref::<Unary>()?;
-        let free = self.groups.is_some() && self.act == Act::None;
-        free.then(|| Rc::new(Norm { act: unary.act, ..self.clone() }) as Rc<dyn Op>)
+        let next = next.as_any();
+        let free = self.act == Act::None && !self.added;
+        let norm = if let Some(unary) = next.downcast_ref::<Unary>() {
+            free.then(|| Norm { act: unary.act, ..self.clone() }).filter(|n| n.groups.is_some())
+        } else {
+            let Binary { kind, broadcast } = next.downcast_ref::<Binary>()?;
+            let sum = *kind == BinaryKind::Add && !broadcast;
+            (sum && free && self.groups.is_none()).then(|| Norm { added: true, ..self.clone() })
+        };
+        norm.map(|norm| Rc::new(norm) as Rc<dyn Op>)
     }
     fn fold(&self, next: &dyn Op, rows: usize) -> Option<Rc<dyn Op>> {
-        let plain = self.groups.is_none() && self.beta.is_none() && self.act == Act::None;
+        let plain = self.groups.is_none() && self.beta.is_none() && !self.added;
         let next = Some(next.as_any()).filter(|_| plain)?;
         if let Some(rope) = next.downcast_ref::<Rope>() {
             return Some(Rc::new(rope.with_norm(&self.gamma, self.eps, rows)?));
@@ -264,19 +281,32 @@ impl Op for Norm {
     }
 }
 
-fn reference(stage: u32, elem: Elem, act: Act, two: bool, center: bool) -> Spec {
+/// What a kernel reads and computes besides the scale.
+#[derive(Clone, Copy)]
+struct Form {
+    /// x in two parts.
+    two: bool,
+    /// The mean is subtracted, and there is a shift.
+    center: bool,
+    /// Something is added.
+    added: bool,
+}
+
+fn reference(stage: u32, elem: Elem, act: Act, form: Form) -> Spec {
     Spec::new(REFERENCE)
         .part(ACTIVATION)
         .alias("act", elem)
         .u32("STAGE", stage)
         .u32("ACT", act as u32)
-        .flag("TWO", two)
-        .flag("CENTER", center)
+        .flag("TWO", form.two)
+        .flag("CENTER", form.center)
+        .flag("ADDED", form.added)
 }
 
 /// With the workgroup's size where a workgroup shares a row.
-fn rows(elem: Elem, lanes: Option<u32>, center: bool) -> Spec {
-    let spec = Spec::new(ROWS).alias4("act4", elem).flag("CENTER", center);
+fn rows(elem: Elem, lanes: Option<u32>, form: Form) -> Spec {
+    let spec = Spec::new(ROWS).alias4("act4", elem);
+    let spec = spec.flag("CENTER", form.center).flag("ADDED", form.added);
     let spec = spec.u32("LANES", lanes.unwrap_or(1)).u32("WG_X", lanes.unwrap_or(64));
     spec.part(if lanes.is_some() { REDUCE_ALL_WORKGROUP } else { REDUCE_ALL_ONE })
 }
@@ -301,11 +331,14 @@ pub(crate) fn info() -> Vec<OpInfo> {
         for two in [false, true] {
             specs.push(slices_spec(elem, two));
             specs.extend([Act::None, Act::Silu].map(|act| apply_spec(elem, act, two)));
-            specs.extend((0..5).map(|stage| reference(stage, elem, Act::Silu, two, true)));
+            let form = Form { two, center: true, added: false };
+            specs.extend((0..5).map(|stage| reference(stage, elem, Act::Silu, form)));
         }
-        specs.extend((2..5).map(|stage| reference(stage, elem, Act::None, false, false)));
-        for center in [false, true] {
-            specs.extend([None, Some(64), Some(256)].map(|lanes| rows(elem, lanes, center)));
+        for (center, added) in [(false, false), (false, true), (true, false), (true, true)] {
+            let form = Form { two: false, center, added };
+            let first = if center { 0 } else { 2 };
+            specs.extend((first..5).map(|stage| reference(stage, elem, Act::None, form)));
+            specs.extend([None, Some(64), Some(256)].map(|lanes| rows(elem, lanes, form)));
         }
     }
     vec![OpInfo { name: "norm", specs, params: Params::FIELDS }]

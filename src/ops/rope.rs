@@ -8,26 +8,34 @@ use super::kv_cache::KvWrite;
 use super::matmul::VEC_ROWS;
 use super::{ACTS, OpInfo};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Dispatch, Lower, Op, Var, Vector};
+use crate::graph::{Dispatch, Joint, Lower, Op, Operand, Var, Vector};
 use crate::{Result, params, source};
 
 const FAST: Source = source!("rope.wgsl");
+const JOINT: Source = source!("rope_joint.wgsl");
 const REFERENCE: Source = source!("reference/rope.wgsl");
 const NORM_NONE: Source = source!("parts/norm_none.wgsl");
 const NORM_HEAD: Source = source!("parts/norm_head.wgsl");
+const GAMMA_HEAD: Source = source!("parts/gamma_head.wgsl");
+const GAMMA_HEADS: Source = source!("parts/gamma_heads.wgsl");
+const TURN: Source = source!("parts/rope_turn.wgsl");
 const SIN_COS: Source = source!("parts/sin_cos.wgsl");
 
 params! {
     /// `struct Params` of the shaders.
     pub struct Params {
         pub n: u32,
+        pub first: u32,
         pub rows: u32,
         pub heads: u32,
+        pub heads2: u32,
         pub half: u32,
         pub rest: u32,
         pub scale: f32,
         pub context: u32,
         pub eps: f32,
+        pub pad0: u32,
+        pub pad1: u32,
     }
 }
 
@@ -89,6 +97,67 @@ impl Rope {
         let fits = rows <= VEC_ROWS && gamma.len == self.d && self.fours() && self.norm.is_none();
         fits.then(|| Rope { norm: Some((gamma.clone(), eps)), ..self.clone() })
     }
+
+    /// Whether one kernel turns what both turn: queries and keys of a layer.
+    fn joins_with(&self, other: &Rope) -> bool {
+        let (a, b) = (&self.rotary, &other.rotary);
+        let same = a.inv_freq.buffer.same(&b.inv_freq.buffer) && a.scale == b.scale;
+        let eps = |rope: &Rope| rope.norm.as_ref().map(|(_, eps)| *eps);
+        let caches = self.into_cache && other.into_cache;
+        same && self.d == other.d && eps(self) == eps(other) && self.fours() && !caches
+    }
+
+    /// One launch for this op, and for another that [joins](Self::joins_with) it.
+    fn emit(&self, cx: &mut Lower<'_>, other: Option<(&Rope, &Joint)>) -> Result<()> {
+        let (x, start, y) = (cx.input(0)?.clone(), cx.input(1)?.clone(), cx.output().clone());
+        let at = cx.inputs().get(3).filter(|_| self.into_cache).cloned();
+        let (half, rest) = (self.rotary.inv_freq.len, self.rest());
+        let reference = cx.reference() || !self.fours();
+        let items = x.shape.rows() * (half + rest) / if reference { 1 } else { 4 };
+        let heads2 = other.map_or(0, |(rope, _)| rope.heads);
+        let n = items * (self.heads + heads2);
+        let into = [Some((self, &y)), other.map(|(rope, joint)| (rope, &joint.output))];
+        let caches = into.map(|to| to.filter(|(rope, _)| rope.into_cache).map(|(_, cache)| cache));
+        let p = Params {
+            n: n as u32,
+            first: (items * self.heads) as u32,
+            rows: x.shape.dims()[1] as u32,
+            heads: self.heads as u32,
+            heads2: heads2 as u32,
+            half: half as u32,
+            rest: rest as u32,
+            scale: self.rotary.scale,
+            context: caches.into_iter().flatten().next().map_or(0, |y| y.shape.rows() as u32),
+            eps: self.norm.as_ref().map_or(0.0, |(_, eps)| *eps),
+            ..Default::default()
+        };
+        let form = Form {
+            partial: rest > 0,
+            norm: self.norm.is_some(),
+            caches: u32::from(caches[0].is_some()) + 2 * u32::from(caches[1].is_some()),
+            two: other.is_some(),
+        };
+        let mut dispatch = Dispatch::new(spec(reference, x.elem, form), &p)
+            .arg(&x)
+            .arg(&start)
+            .arg(&self.rotary.inv_freq)
+            .arg(&y)
+            .linear(n, 64)
+            .trips(if self.norm.is_some() { self.d / 4 } else { 0 })
+            .flops(6 * x.shape.rows() * (self.heads + heads2) * self.d);
+        dispatch = match other {
+            Some((_, joint)) => dispatch.arg(joint.inputs.first()).arg(&joint.output),
+            None => dispatch.arg(at.as_ref()),
+        };
+        for (gamma, _) in [Some(self), other.map(|(rope, _)| rope)]
+            .into_iter()
+            .flatten()
+            .filter_map(|rope| rope.norm.as_ref())
+        {
+            dispatch = dispatch.arg(gamma);
+        }
+        cx.dispatch(dispatch)
+    }
 }
 
 impl Op for Rope {
@@ -106,66 +175,74 @@ impl Op for Rope {
         let fits = !self.into_cache && write.takes_rows(slot);
         fits.then(|| Rc::new(Rope { into_cache: true, ..self.clone() }) as Rc<dyn Op>)
     }
+    fn partners(&self) -> usize {
+        1
+    }
+    fn joins(&self, inputs: &[usize], other: &dyn Op, theirs: &[usize]) -> bool {
+        let Some(other) = other.as_any().downcast_ref::<Rope>() else { return false };
+        // One position for both, at which rows go into a cache, too.
+        let at = |rope: &Rope, inputs: &[usize]| !rope.into_cache || inputs[3] == inputs[1];
+        let same = inputs[1] == theirs[1] && at(self, inputs) && at(other, theirs);
+        same && self.joins_with(other)
+    }
+    fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
+        let [other] = others else { return Ok(false) };
+        let Some(rope) = other.op.as_any().downcast_ref::<Rope>() else { return Ok(false) };
+        let rows = |x: &Operand| (x.shape.dims()[0], x.shape.dims()[1]);
+        match other.inputs.first() {
+            Some(x) if rows(x) == rows(cx.input(0)?) => self.emit(cx, Some((rope, other)))?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
-        let (x, start, y) = (cx.input(0)?.clone(), cx.input(1)?.clone(), cx.output().clone());
-        let at = cx.inputs().get(3).filter(|_| self.into_cache).cloned();
-        let half = self.rotary.inv_freq.len;
-        let rest = self.rest();
-        let reference = cx.reference() || !self.fours();
-        let n = x.shape.rows() * self.heads * (half + rest) / if reference { 1 } else { 4 };
-        let p = Params {
-            n: n as u32,
-            rows: x.shape.dims()[1] as u32,
-            heads: self.heads as u32,
-            half: half as u32,
-            rest: rest as u32,
-            scale: self.rotary.scale,
-            context: if self.into_cache { y.shape.rows() as u32 } else { 0 },
-            eps: self.norm.as_ref().map_or(0.0, |(_, eps)| *eps),
-        };
-        let form = (rest > 0, self.into_cache, self.norm.is_some());
-        let dispatch = Dispatch::new(spec(reference, x.elem, form), &p)
-            .arg(&x)
-            .arg(&start)
-            .arg(&self.rotary.inv_freq)
-            .arg(&y)
-            .arg(at.as_ref())
-            .linear(n, 64)
-            .trips(if self.norm.is_some() { self.d / 4 } else { 0 })
-            .flops(6 * x.shape.len());
-        cx.dispatch(match &self.norm {
-            Some((gamma, _)) => dispatch.arg(gamma),
-            None => dispatch,
-        })
+        self.emit(cx, None)
     }
 }
 
-fn spec(reference: bool, elem: Elem, (partial, into_cache, norm): (bool, bool, bool)) -> Spec {
-    match reference {
-        true => Spec::new(REFERENCE).alias("act", elem),
+/// What a kernel turns.
+#[derive(Clone, Copy)]
+struct Form {
+    partial: bool,
+    norm: bool,
+    /// Bit i: what is made of the i-th input goes into a cache.
+    caches: u32,
+    two: bool,
+}
+
+fn spec(reference: bool, elem: Elem, form: Form) -> Spec {
+    let spec = match reference {
+        true => Spec::new(REFERENCE).alias("act", elem).flag("INTO_CACHE", form.caches > 0),
         false => {
-            let spec = Spec::new(FAST).alias4("act4", elem).flag("PARTIAL", partial);
-            spec.part(if norm { NORM_HEAD } else { NORM_NONE })
+            let spec = match form.two {
+                true => Spec::new(JOINT).u32("CACHES", form.caches),
+                false => Spec::new(FAST).flag("INTO_CACHE", form.caches > 0),
+            };
+            let spec = spec.alias4("act4", elem).flag("PARTIAL", form.partial).part(TURN);
+            match form.norm {
+                true => spec.part(NORM_HEAD).part(if form.two { GAMMA_HEADS } else { GAMMA_HEAD }),
+                false => spec.part(NORM_NONE),
+            }
         }
-    }
-    .flag("INTO_CACHE", into_cache)
-    .part(SIN_COS)
+    };
+    spec.part(SIN_COS)
 }
 
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
-    let forms = |e| {
-        [
-            (false, (false, false, false)),
-            (false, (true, false, false)),
-            (false, (true, true, false)),
-            (false, (false, true, true)),
-            (false, (true, false, true)),
-            (true, (true, true, false)),
-        ]
-        .map(|(reference, form)| spec(reference, e, form))
-    };
-    let specs = ACTS.into_iter().flat_map(forms).collect();
+    let mut specs = Vec::new();
+    for elem in ACTS {
+        for caches in 0..3 {
+            let plain = Form { partial: false, norm: false, caches, two: false };
+            for two in [false, true].into_iter().filter(|two| *two || caches < 2) {
+                for (partial, norm) in [(false, false), (true, false), (false, true), (true, true)]
+                {
+                    specs.push(spec(false, elem, Form { partial, norm, two, ..plain }));
+                }
+            }
+            specs.push(spec(true, elem, plain));
+        }
+    }
     vec![OpInfo { name: "rope", specs, params: Params::FIELDS }]
 }
 

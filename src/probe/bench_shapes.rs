@@ -127,6 +127,7 @@ fn attentions(software: bool) -> Vec<Case> {
     let mut cases = vec![
         over("self", SD15, [8, 40, tokens, tokens]),
         over("cross", SD15, [8, 40, tokens, 77]),
+        over("self", SD15, [8, 40, 256, 256]).quick(),
         over("cross", SD15, [8, 40, 256, 77]).quick(),
         decode(LLAMA1, [32, 8, 64, 1024]),
         decode(LLAMA1, [32, 8, 64, 4096]),

@@ -9,6 +9,8 @@ use crate::Result;
 use crate::gpu::{Caps, Elem, Gpu, Tuning};
 use crate::graph::PlanOptions;
 
+type Turn = Box<dyn Fn(Tuning) -> Tuning>;
+
 /// One thing to decide.
 pub struct Choice {
     pub name: &'static str,
@@ -16,7 +18,7 @@ pub struct Choice {
     ops: &'static [&'static str],
     spec: &'static str,
     /// Words for each way, and the tuning with it.
-    ways: Vec<(String, fn(Tuning) -> Tuning)>,
+    ways: Vec<(String, Turn)>,
 }
 
 /// How fast a way is.
@@ -51,24 +53,34 @@ pub fn choices(caps: &Caps) -> Vec<Choice> {
                 ops: &["matmul", "conv2d", "attention"],
                 spec: "",
                 ways: vec![
-                    ("values handed around".into(), |t| Tuning { eight_lanes: true, ..t }),
-                    ("each lane by itself".into(), |t| Tuning { eight_lanes: false, ..t }),
+                    way("values handed around", |t| Tuning { eight_lanes: true, ..t }),
+                    way("each lane by itself", |t| Tuning { eight_lanes: false, ..t }),
                 ],
             });
         }
+        all.push(attention_lanes([0, 16, 32], 8));
         return all;
     }
     if caps.coop_edge > 0 {
+        all.push(Choice {
+            name: "attention of many queries",
+            ops: &["attention"],
+            spec: "self",
+            ways: vec![
+                way("matrices", |t| Tuning { attention_matrices: true, ..t }),
+                way("no matrices", |t| Tuning { attention_matrices: false, ..t }),
+            ],
+        });
         all.push(Choice {
             name: "products of matrices",
             ops: &["matmul", "conv2d"],
             spec: "int4",
             ways: vec![
-                ("large tiles from 128 on".into(), |t| tiles(t, 128)),
-                ("large tiles from 32 on".into(), |t| tiles(t, 32)),
-                ("large tiles from 512 on".into(), |t| tiles(t, 512)),
-                ("small tiles".into(), |t| tiles(t, u32::MAX)),
-                ("no matrices".into(), |t| Tuning { matrices: false, ..t }),
+                way("large tiles from 128 on", |t| tiles(t, 128)),
+                way("large tiles from 32 on", |t| tiles(t, 32)),
+                way("large tiles from 512 on", |t| tiles(t, 512)),
+                way("small tiles", |t| tiles(t, u32::MAX)),
+                way("no matrices", |t| Tuning { matrices: false, ..t }),
             ],
         });
     }
@@ -77,9 +89,9 @@ pub fn choices(caps: &Caps) -> Vec<Choice> {
         ops: &["matmul", "conv2d"],
         spec: "int4",
         ways: vec![
-            ("below 128 tiles".into(), |t| Tuning { split_tiles: 128, ..t }),
-            ("below 32 tiles".into(), |t| Tuning { split_tiles: 32, ..t }),
-            ("never".into(), |t| Tuning { split_tiles: 0, ..t }),
+            way("below 128 tiles", |t| Tuning { split_tiles: 128, ..t }),
+            way("below 32 tiles", |t| Tuning { split_tiles: 32, ..t }),
+            way("never", |t| Tuning { split_tiles: 0, ..t }),
         ],
     });
     all.push(Choice {
@@ -87,12 +99,31 @@ pub fn choices(caps: &Caps) -> Vec<Choice> {
         ops: &["matmul"],
         spec: "gemv",
         ways: vec![
-            ("32768 busy".into(), |t| Tuning { busy_lanes: 32_768, ..t }),
-            ("8192 busy".into(), |t| Tuning { busy_lanes: 8192, ..t }),
-            ("131072 busy".into(), |t| Tuning { busy_lanes: 131_072, ..t }),
+            way("32768 busy", |t| Tuning { busy_lanes: 32_768, ..t }),
+            way("8192 busy", |t| Tuning { busy_lanes: 8192, ..t }),
+            way("131072 busy", |t| Tuning { busy_lanes: 131_072, ..t }),
         ],
     });
+    all.push(attention_lanes([0, 64, 256], 128));
     all
+}
+
+/// `rule` is what the first of them, 0, stands for.
+fn attention_lanes(each: [u32; 3], rule: u32) -> Choice {
+    let lanes = |lanes: u32| {
+        let words = format!("{} lanes", if lanes == 0 { rule } else { lanes });
+        way(words, move |t| Tuning { attention_lanes: lanes, ..t })
+    };
+    Choice {
+        name: "attention of one token",
+        ops: &["attention"],
+        spec: "decode",
+        ways: each.map(lanes).into(),
+    }
+}
+
+fn way(name: impl Into<String>, turn: impl Fn(Tuning) -> Tuning + 'static) -> (String, Turn) {
+    (name.into(), Box::new(turn))
 }
 
 fn tiles(tuning: Tuning, wide_tiles: u32) -> Tuning {
@@ -126,7 +157,7 @@ pub fn tune(
             let ops = choice.ops.iter().map(|op| op.to_string()).collect();
             let asked = OpsAsked { ops, spec: Some(choice.spec.into()), quick };
             let rows = bench.measure(&asked, &mut |_, _, _| {})?;
-            ways.push(way(name, &rows, ways.first()));
+            ways.push(measured(name, &rows, ways.first()));
         }
         let best =
             (1..ways.len()).min_by(|a, b| ways[*a].of_default.total_cmp(&ways[*b].of_default));
@@ -137,7 +168,7 @@ pub fn tune(
     Ok((tuning, decided))
 }
 
-fn way(name: &str, rows: &[OpMeasured], default: Option<&Way>) -> Way {
+fn measured(name: &str, rows: &[OpMeasured], default: Option<&Way>) -> Way {
     let case = |r: &OpMeasured| (format!("{} {} {}", r.op, r.spec, r.shape), r.ms);
     let cases: Vec<(String, f64)> = rows.iter().map(case).collect();
     let of_default = default.map_or(1.0, |default| ratio(&cases, &default.cases));

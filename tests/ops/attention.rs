@@ -1,4 +1,4 @@
-use inknib::gpu::{Elem, Gpu};
+use inknib::gpu::{Elem, Gpu, GpuOptions, Tuning};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::ops::attention::{Attention, Case, Mask, attention, oracle};
 use inknib::ops::kv_cache::{kv_write, oracle_q8, q8_words};
@@ -162,6 +162,19 @@ fn scores_are_capped() {
 }
 
 /// A context of 32,768: more keys than one invocation may go through.
+/// `inknib tune` may have found another size of workgroup faster for one token.
+#[test]
+fn one_token_by_workgroups_of_any_size() {
+    for attention_lanes in [1, 16, 50, 256] {
+        let Ok(gpu) = Gpu::open(&GpuOptions::default()) else { return };
+        let gpu = gpu.tuned(Tuning { attention_lanes, ..Tuning::default() });
+        for (heads, kv_heads, d) in [(9, 3, 64), (4, 2, 10), (2, 1, 160)] {
+            let c = Case { start: Some(1201), ..case(1, 1, 1500, heads, kv_heads, d) };
+            check_on(&gpu, (&KERNELS[1..], &acts(&gpu)), Kind::Cached, c);
+        }
+    }
+}
+
 #[test]
 fn long_contexts() {
     for sq in [1, 9] {

@@ -1,5 +1,5 @@
-use inknib::gpu::Elem;
-use inknib::graph::{Graph, Kernels, Vector};
+use inknib::gpu::{Elem, Gpu};
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Vector};
 use inknib::ops::concat::{cat, oracle as joined};
 use inknib::ops::norm::{group_norm, layer_norm, oracle, rms_norm};
 use inknib::ops::pointwise::{Act, silu};
@@ -40,8 +40,29 @@ fn rows_of_layer_and_rms_norm() {
                 });
                 let e = nmse(&y, &rms);
                 assert!(e <= allowed(act), "rms {kernels:?} {act:?} {rows}x{c}: {e:.2e}");
+                added(gpu, (&x, &vg, &rms), kernels, act);
             }
         }
+    }
+}
+
+/// What stands before or behind the sum goes into the norm's launch.
+fn added(gpu: &Gpu, (x, gamma, rms): (&[f32], &Vector, &[f64]), kernels: Kernels, act: Elem) {
+    let c = gamma.len;
+    let other = stored(act, &randn(5, x.len()));
+    let want: Vec<f64> = rms.iter().zip(&other).map(|(y, r)| y + f64::from(*r)).collect();
+    for swapped in [false, true] {
+        let graph = Graph::new(act);
+        let r = graph.literal([1, x.len() / c, c], other.clone());
+        let y = rms_norm(graph.literal([1, x.len() / c, c], x.to_vec()), gamma, 1e-6);
+        graph.output("y", if swapped { y + r } else { r + y });
+        let options = PlanOptions { kernels, poison: true, ..Default::default() };
+        let plan = Plan::new(gpu, &graph, &options).unwrap();
+        let names: Vec<&str> = plan.launches().iter().map(|l| l.op).collect();
+        assert!(names.iter().all(|name| *name == "rms_norm"), "{kernels:?}: {names:?}");
+        plan.run().unwrap();
+        let e = nmse(&plan.read("y").unwrap(), &want);
+        assert!(e <= allowed(act), "added {swapped} {kernels:?} {act:?} {c}: {e:.2e}");
     }
 }
 
@@ -95,8 +116,8 @@ fn two_parts_are_read_where_they_lie() {
                     graph.literal([2, 5, 7, cb], b.clone()),
                 );
                 graph.output("y", group_norm(x, &vg, &vb, groups, 1e-6));
-                let options = inknib::graph::PlanOptions { kernels, ..Default::default() };
-                let plan = inknib::graph::Plan::new(gpu, &graph, &options).unwrap();
+                let options = PlanOptions { kernels, ..Default::default() };
+                let plan = Plan::new(gpu, &graph, &options).unwrap();
                 assert!(
                     plan.launches().iter().all(|l| l.op == "group_norm"),
                     "the parts are copied"

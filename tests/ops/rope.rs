@@ -134,3 +134,69 @@ fn turned_heads_go_into_a_cache() {
         }
     }
 }
+
+/// Queries, and keys on their way into a cache: one launch on a real GPU, with norms of each head and without.
+#[test]
+fn queries_and_keys_turn_in_one_launch() {
+    const CONTEXT: usize = 9;
+    let Some(gpu) = gpu() else { return };
+    for (s, heads, d, r, normed) in [
+        (1, [4, 2], 64, 64, false),
+        (3, [3, 1], 80, 32, false),
+        (2, [6, 2], 32, 32, true),
+        (4, [2, 2], 48, 16, true),
+        (70, [3, 2], 32, 32, false),
+        (2, [2, 1], 10, 10, false),
+    ] {
+        let inv_freq: Vec<f32> = (0..r / 2).map(|i| 0.5f32.powi(i)).collect();
+        let inv = Vector::upload(gpu, "inv_freq", &inv_freq).unwrap();
+        let rotary = Rotary { inv_freq: inv, scale: 1.0 };
+        let gammas = [randn(7, d), randn(8, d)];
+        let scales: Vec<Vector> =
+            gammas.iter().map(|g| Vector::upload(gpu, "gamma", g).unwrap()).collect();
+        for (act, start) in acts(gpu).into_iter().flat_map(|act| [(act, 3), (act, 7)]) {
+            let x = [0, 1].map(|i| stored(act, &randn(20 + i as u64, s * heads[i] * d)));
+            let want = [0, 1].map(|i| {
+                let norm = || norm_oracle(&x[i], &gammas[i], None, 1, 1, 1e-3);
+                let x = match normed {
+                    true => norm().into_iter().map(|v| v as f32).collect(),
+                    false => x[i].clone(),
+                };
+                oracle(&x, &inv_freq, Case { rows: s, heads: heads[i], d, start, scale: 1.0 })
+            });
+            for kernels in [Kernels::Reference, Kernels::Fast, Kernels::Hardware] {
+                let graph = Graph::new(act);
+                let at = position(gpu, &graph, start);
+                let [q, k] = [0, 1].map(|i| {
+                    let (width, rows) = (heads[i] * d, s * heads[i]);
+                    let x = graph.literal([1, s, width], x[i].clone());
+                    let each = || rms_norm(x.reshape([1, rows, d]), &scales[i], 1e-3);
+                    if normed { each().reshape([1, s, width]) } else { x }
+                });
+                let (q, k) = (rope(q, at, &rotary, heads[0]), rope(k, at, &rotary, heads[1]));
+                let width = heads[1] * d;
+                let bytes = CONTEXT * width * act.bytes() as usize;
+                let cache = gpu.upload("cache", &vec![0u8; bytes]).unwrap();
+                graph.output("q", q);
+                let cache = graph.external(&cache, [1, CONTEXT, width], act);
+                graph.output("k", kv_write(cache, k, at));
+                let options = PlanOptions { kernels, poison: true, ..Default::default() };
+                let plan = Plan::new(gpu, &graph, &options).unwrap();
+                plan.run().unwrap();
+                let case =
+                    format!("{kernels:?} {act:?} {s}x{heads:?}x{r}/{d} {normed} from {start}");
+                // In f16 what a norm of its own makes is rounded, too.
+                let allowed = if normed { 2.0 } else { 1.0 } * tolerance(act);
+                let e = nmse(&plan.read("q").unwrap(), &want[0]);
+                assert!(e <= allowed, "{case}: queries {e:.2e}");
+                let mut keys = vec![0.0; CONTEXT * width];
+                let kept = s.min(CONTEXT - start as usize) * width;
+                keys[start as usize * width..][..kept].copy_from_slice(&want[1][..kept]);
+                let e = nmse(&plan.read("k").unwrap(), &keys);
+                assert!(e <= allowed, "{case}: keys {e:.2e}");
+                let one = kernels == Kernels::Hardware && d % 4 == 0;
+                assert_eq!(plan.launches().len() == 1, one, "{case}");
+            }
+        }
+    }
+}

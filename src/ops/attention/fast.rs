@@ -103,14 +103,23 @@ impl Variant {
         let served = op.heads / op.kv_heads;
         let heads = served.div_ceil(served.div_ceil(SHARED_HEADS)) as u32;
         let subgroup = cx.caps.subgroups && cx.caps.subgroup_min >= lanes;
-        Variant::Pieces { wg: lanes.max(if software { 8 } else { 128 }), heads, lanes, subgroup }
+        let wg = match cx.caps.tuning.attention_lanes {
+            0 if software => 8,
+            0 => 128,
+            tuned => tuned.next_power_of_two().min(cx.caps.max_workgroup_invocations),
+        };
+        Variant::Pieces { wg: lanes.max(wg), heads, lanes, subgroup }
     }
 
     /// Matrices, where the adapter has them and activations, which they multiply as they are, are f16.
     fn coop(cx: &Lower<'_>, d: usize) -> Option<Variant> {
         let caps = cx.caps;
         let edge = caps.coop_edge;
-        if edge == 0 || !caps.tuning.matrices || cx.act != Elem::F16 || caps.subgroup_max < edge {
+        if edge == 0
+            || !caps.tuning.attention_matrices
+            || cx.act != Elem::F16
+            || caps.subgroup_max < edge
+        {
             return None;
         }
         let most = MATRICES.iter().find(|(e, _)| *e == edge)?.1;
@@ -227,6 +236,7 @@ fn every(d4: usize, elem: Elem) -> Vec<Variant> {
     let mut all = vec![Variant::Rows { wg: lanes.max(8) }, Variant::Rows { wg: lanes.max(32) }];
     let of = |wg, heads, subgroup| Variant::Pieces { wg, heads, lanes, subgroup };
     all.extend([of(lanes.max(8), 1, lanes <= 8), of(128, 3, lanes <= 32), of(128, 4, false)]);
+    all.extend([16, 64, 256].map(|wg| of(lanes.max(wg), 4, lanes <= 8)));
     for (edge, most) in MATRICES.into_iter().filter(|_| elem == Elem::F16) {
         let matrices = (4 * d4).div_ceil(edge as usize);
         for subgroup in [edge, 32, 64].into_iter().filter(|_| matrices <= most) {

@@ -4,6 +4,7 @@ use super::problem::{Feed, Level, Prepared, Problem, Set, Site};
 use crate::Result;
 use crate::gpu::Elem;
 use crate::ops::attention::{self, Attention, Mask, attention};
+use crate::ops::concat::cat;
 use crate::ops::kv_cache::{self, kv_write, q8_words};
 use crate::ops::rope::{self, Rotary, rope};
 
@@ -22,6 +23,17 @@ pub fn add(all: &mut Vec<Problem>) {
     ];
     for (size, level) in turns {
         all.push(turn(size, level));
+    }
+    // Rows, heads of queries and of keys, channels, those that turn, where it begins.
+    let pairs = [
+        ([3, 2, 1, 32, 32, 4], (Set::Small, Level::Smoke)),
+        ([5, 3, 2, 80, 32, 30_000], (Set::Ragged, Level::Quick)),
+        ([2, 2, 1, 10, 10, 7], (Set::Ragged, Level::Quick)),
+        ([1, 9, 3, 64, 64, 1000], (Set::Llama, Level::Usual)),
+        ([128, 32, 8, 128, 128, 0], (Set::Llama, Level::Usual)),
+    ];
+    for (size, level) in pairs {
+        all.push(turn_two(size, level));
     }
     // Batch, rows in the cache, rows written, channels, where.
     let writes = [
@@ -78,6 +90,32 @@ fn turn([b, s, heads, d, r, start]: [usize; 6], level: (Set, Level)) -> Problem 
         let prepared = Prepared::new(want, move |g| {
             let start = g.input("start", [1], Elem::U32);
             rope(g.literal([b, s, heads * d], x.clone()), start, &rotary, heads)
+        });
+        Ok(prepared.feed(Feed::U32("start", vec![start])))
+    })
+}
+
+/// Queries and keys of a layer, turned in one launch where there is a kernel for that, then laid side by side.
+fn turn_two([s, heads, kv_heads, d, r, start]: [usize; 6], level: (Set, Level)) -> Problem {
+    let shape = format!("{s}, {heads}+{kv_heads} heads of {d} from {start} on");
+    Problem::new("rope", format!("two, {r} channels"), shape, level, move |site| {
+        let (q, k) = (site.data(29, s * heads * d), site.data(30, s * kv_heads * d));
+        let inv_freq: Vec<f32> =
+            (0..r / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / r as f32)).collect();
+        let (start, scale) = (start as u32, 1.0);
+        let turned = |x: &[f32], heads| {
+            rope::oracle(x, &inv_freq, rope::Case { rows: s, heads, d, start, scale })
+        };
+        let want = site.want(|| {
+            let (q, k) = (turned(&q, heads), turned(&k, kv_heads));
+            let rows = q.chunks_exact(heads * d).zip(k.chunks_exact(kv_heads * d));
+            rows.flat_map(|(q, k)| [q, k].concat()).collect()
+        });
+        let rotary = Rotary { inv_freq: site.vector(&inv_freq)?, scale };
+        let prepared = Prepared::new(want, move |g| {
+            let start = g.input("start", [1], Elem::U32);
+            let q = rope(g.literal([1, s, heads * d], q.clone()), start, &rotary, heads);
+            cat(q, rope(g.literal([1, s, kv_heads * d], k.clone()), start, &rotary, kv_heads))
         });
         Ok(prepared.feed(Feed::U32("start", vec![start])))
     })

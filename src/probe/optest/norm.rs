@@ -39,6 +39,7 @@ pub fn add(all: &mut Vec<Problem>) {
             });
             Ok(prepared.slack(SLACK))
         }));
+        all.push(added(rows, c, shape.clone(), level));
         all.push(Problem::new("norm", "RMS", shape, level, move |site| {
             let (gamma, x) = (site.data(1, c), shifted(site, 3, rows * c));
             let want = site.want(|| oracle(&x, &gamma, None, 1, 1, 1e-6));
@@ -49,6 +50,23 @@ pub fn add(all: &mut Vec<Problem>) {
         }));
     }
     groups(all);
+}
+
+/// What a layer adds to its input behind a norm (Gemma 2, OLMo 2).
+fn added(rows: usize, c: usize, shape: String, level: (Set, Level)) -> Problem {
+    Problem::new("norm", "RMS added", shape, level, move |site| {
+        let (gamma, x, r) =
+            (site.data(1, c), shifted(site, 3, rows * c), shifted(site, 5, rows * c));
+        let want = site.want(|| {
+            let y = oracle(&x, &gamma, None, 1, 1, 1e-6);
+            y.iter().zip(&r).map(|(y, r)| y + f64::from(*r)).collect()
+        });
+        let gamma = site.vector(&gamma)?;
+        Ok(Prepared::new(want, move |g| {
+            let x = g.literal([1, rows, c], x.clone());
+            g.literal([1, rows, c], r.clone()) + rms_norm(x, &gamma, 1e-6)
+        }))
+    })
 }
 
 fn groups(all: &mut Vec<Problem>) {
