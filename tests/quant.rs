@@ -345,7 +345,7 @@ proptest! {
                     _ => Format::Q8 { group },
                 };
                 let ones = vec![0x3c00_3c00; rows.div_ceil(2)];
-                Packed { format, scales: ones, ..packed.clone() }
+                Packed { format, scales: ones.into(), ..packed.clone() }
             }
             _ => packed.clone(),
         }};

@@ -12,6 +12,7 @@ use super::fault::Fault;
 use super::kernel::{Cache, Kernel};
 use super::pipelines::Pipelines;
 use super::spec::Spec;
+use super::staging::Staging;
 use crate::{Error, Result};
 
 /// What to open and with how much.
@@ -149,6 +150,9 @@ pub(super) struct Inner {
     pub(super) submitted: Mutex<std::collections::VecDeque<wgpu::SubmissionIndex>>,
     /// Held while a thread submits or waits.
     pub(super) turn: Mutex<()>,
+    pub(super) staging: Staging,
+    /// Bytes written since the last submission.
+    pub(super) unsent: AtomicU64,
     summary: AdapterSummary,
     kernels: Cache,
     pipelines: Option<Pipelines>,
@@ -234,6 +238,8 @@ impl Gpu {
             host_nanoseconds,
             submitted,
             turn: Mutex::default(),
+            staging: Staging::default(),
+            unsent: AtomicU64::default(),
             summary,
             kernels,
             pipelines,

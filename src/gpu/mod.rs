@@ -10,6 +10,7 @@ mod link;
 mod pipelines;
 mod queue;
 mod spec;
+mod staging;
 
 pub use buffer::{Buffer, Ledger, buffer_bytes, mib};
 pub use caps::{COOP_BYTES, Caps, Tuning, Without};

@@ -9,6 +9,7 @@ use super::buffer::{Buffer, mib};
 use super::device::{Gpu, interrupted};
 use super::kernel::Kernel;
 use super::spec::Spec;
+use super::staging::LARGE;
 use crate::{Error, Result};
 
 /// A wait that takes longer than this is taken for a hung device.
@@ -16,6 +17,8 @@ const WATCHDOG: Duration = Duration::from_secs(300);
 /// How long one look at the device may take before Ctrl-C and errors are looked at again, and another
 /// thread gets its turn.
 const TURN: Duration = Duration::from_millis(20);
+/// Bytes of small writes that may wait in the driver's memory for a submission.
+const UNSENT: u64 = 64 << 20;
 /// Submissions in flight before the host waits for the oldest.
 const IN_FLIGHT: usize = 3;
 
@@ -254,6 +257,7 @@ impl Gpu {
         let index = {
             let _turn = self.turn();
             let start = Instant::now();
+            self.inner.unsent.store(0, Ordering::Relaxed);
             let index = self.inner.queue.submit([encoder.finish()]);
             if !self.caps().software {
                 self.count_host(start);
@@ -289,7 +293,7 @@ impl Gpu {
 
     /// One thread at a time submits or waits: wgpu-core 30.0.1 panics ("If the queue is empty, the current
     /// submission index …") when a timed wait ends early while another thread retires that submission.
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
         self.inner.turn.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -300,7 +304,7 @@ impl Gpu {
         let _ = self.inner.device.poll(wgpu::PollType::Poll);
     }
 
-    fn wait_for(&self, index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+    pub(super) fn wait_for(&self, index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         self.wait_within(index, WATCHDOG)
     }
 
@@ -336,12 +340,22 @@ impl Gpu {
 
     /// Puts bytes into a buffer before the next submission. The length is padded to 4 with zeros.
     pub fn write(&self, buffer: &Buffer, offset: u64, data: &[u8]) -> Result<()> {
+        if data.len() >= LARGE && data.len().is_multiple_of(4) {
+            return self.stage(buffer, offset, data);
+        }
         if data.len().is_multiple_of(4) {
             self.inner.queue.write_buffer(buffer.raw(), offset, data);
         } else {
             let mut padded = data.to_vec();
             padded.resize(data.len().next_multiple_of(4), 0);
             self.inner.queue.write_buffer(buffer.raw(), offset, &padded);
+        }
+        let bytes = data.len() as u64;
+        let unsent = self.inner.unsent.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if unsent > UNSENT {
+            // Without a submission the driver would hold all that is written a second time.
+            self.submit(&[])?;
+            self.wait()?;
         }
         self.check()
     }

@@ -2,6 +2,7 @@
 //! f32 vectors. Every kernel that reads a weight binds one window as its group 1 (see
 //! shaders/parts/weight_*.wgsl).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
@@ -142,8 +143,9 @@ impl Weight {
                 && p.columns.is_none()
         };
         let words = Side::of(parts.iter().map(|(_, p)| p.words.len() as u64 * 4));
-        let scales: Vec<Option<Vec<u8>>> = parts.iter().map(|(_, p)| scale_bytes(p)).collect();
-        let sizes = scales.iter().map(|bytes| bytes.as_ref().map_or(0, Vec::len) as u64);
+        let scales: Vec<Option<Cow<'_, [u32]>>> =
+            parts.iter().map(|(_, p)| scale_words(p)).collect();
+        let sizes = scales.iter().map(|words| words.as_ref().map_or(0, |w| w.len() as u64 * 4));
         let scale_side = Side::of(sizes);
         if !parts.iter().all(|(_, p)| alike(p)) || words.bytes > gpu.caps().max_binding_bytes {
             return Ok(None);
@@ -161,7 +163,9 @@ impl Weight {
                 Ok(Memory::Gpu(Bind { buffer: buffer.clone(), offset, bytes }))
             };
             let scales = match (&scale_buffer, &scales[i]) {
-                (Some(buffer), Some(bytes)) => Some(put(buffer, &scale_side, bytes)?),
+                (Some(buffer), Some(words)) => {
+                    Some(put(buffer, &scale_side, bytemuck::cast_slice(words))?)
+                }
                 _ => None,
             };
             let words = put(&word_buffer, &words, bytemuck::cast_slice(&packed.words))?;
@@ -379,7 +383,7 @@ fn chunk(
     };
     let info = upload_info(gpu, packed)?;
     let words = put(bytemuck::cast_slice(&packed.words))?;
-    let scales = scale_bytes(packed).map(|bytes| put(&bytes)).transpose()?;
+    let scales = scale_words(packed).map(|words| put(bytemuck::cast_slice(&words))).transpose()?;
     Ok(Chunk { row0, rows: packed.layout.rows, words, scales, info })
 }
 
@@ -426,14 +430,12 @@ fn upload_info(gpu: &Gpu, packed: &Packed) -> Result<Buffer> {
 }
 
 /// Scales as kernels read them; None for formats without.
-fn scale_bytes(packed: &Packed) -> Option<Vec<u8>> {
+fn scale_words(packed: &Packed) -> Option<Cow<'_, [u32]>> {
     match packed.format {
         Format::F32 | Format::F16 => None,
-        _ if packed.format.offset() == Offset::None => {
-            Some(bytemuck::cast_slice(&packed.scales).to_vec())
-        }
+        _ if packed.format.offset() == Offset::None => Some(Cow::Borrowed(&packed.scales)),
         // Side by side: one fetch, and no binding more than the symmetric forms have (a convolution
         // with everything fused is at the eight that are certain).
-        _ => Some(bytemuck::cast_slice(&packed.scale_offset_pairs()).to_vec()),
+        _ => Some(Cow::Owned(packed.scale_offset_pairs())),
     }
 }

@@ -69,8 +69,6 @@ pub(super) struct Shared<'a> {
     pub(super) recipe: &'a Recipe,
     progress: Option<&'a dyn Fn(&LoadedTensor)>,
     loaded: RefCell<Vec<LoadedTensor>>,
-    /// Bytes handed to the driver since it was last given time to copy them.
-    in_flight: Cell<u64>,
     /// Weights read since the checkpoint's pages were last given back.
     read: Cell<usize>,
     /// Bytes of matrices that may still become resident; what comes later stays on the host.
@@ -78,9 +76,6 @@ pub(super) struct Shared<'a> {
     /// Nothing is read and nothing goes to the GPU: layers have sizes alone.
     pub(super) outline: Cell<bool>,
 }
-
-/// Bytes of weights that may wait in the driver's staging memory before they are sent on.
-const FLUSH_BYTES: u64 = 128 << 20;
 
 /// Weights after which pages of the checkpoint are given back: without that the process is as large as the file.
 const RELEASE: usize = 32 << 20;
@@ -107,20 +102,10 @@ impl<'a> Loader<'a> {
         recipe: &'a Recipe,
         progress: Option<&'a dyn Fn(&LoadedTensor)>,
     ) -> Loader<'a> {
-        let (loaded, in_flight, read) = Default::default();
+        let (loaded, read) = Default::default();
         let room = Cell::new(u64::MAX);
         let outline = Cell::new(false);
-        let shared = Rc::new(Shared {
-            gpu,
-            store,
-            recipe,
-            progress,
-            loaded,
-            in_flight,
-            read,
-            room,
-            outline,
-        });
+        let shared = Rc::new(Shared { gpu, store, recipe, progress, loaded, read, room, outline });
         Loader { shared, path: String::new(), adapters: None, cached: None }
     }
 
@@ -180,13 +165,6 @@ impl<'a> Loader<'a> {
         let shared = &self.shared;
         if let Some(progress) = shared.progress {
             progress(&tensor);
-        }
-        shared.in_flight.set(shared.in_flight.get() + tensor.bytes);
-        if shared.in_flight.get() > FLUSH_BYTES {
-            // Without a submission the driver would hold a second copy of the whole model.
-            shared.gpu.submit(&[])?;
-            shared.gpu.wait()?;
-            shared.in_flight.set(0);
         }
         shared.read.set(shared.read.get() + tensor.elements);
         if shared.read.get() > RELEASE {

@@ -160,6 +160,7 @@ impl RowPacker {
         let [signal, noise] = measured.iter().fold([0.0; 2], |[s, n], m| [s + m[0], n + m[1]]);
         let sqnr_db = if noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() };
         let (scales, offsets, columns) = (pair_halves(&bits), vec![], None);
+        let (words, scales, offsets) = (words.into(), scales.into(), offsets.into());
         Packed { layout, format, words, scales, offsets, columns, sqnr_db: Some(sqnr_db) }
     }
 

@@ -19,6 +19,7 @@ mod parts;
 mod recipe;
 mod spec;
 mod statistics;
+mod words;
 
 pub use budget::{Choice, allocate};
 pub use file::{Stored, write_quantized};
@@ -30,5 +31,6 @@ pub use packed::{Format, Offset, Packed};
 pub use recipe::{AUTO, Recipe, Rule};
 pub use spec::{Levels, QuantSpec, Search};
 pub use statistics::{GramBlock, LayerStatistics, Statistics};
+pub use words::{Held, Words};
 
 pub(crate) use packed::pair_halves;

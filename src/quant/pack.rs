@@ -121,6 +121,7 @@ fn pack_rows(
     let exact = all.noise == 0.0;
     let sqnr_db = if exact { f64::INFINITY } else { 10.0 * (all.signal / all.noise).log10() };
     let (scales, offsets, columns) = (pair_halves(&bits), vec![], None);
+    let (words, scales, offsets) = (words.into(), scales.into(), offsets.into());
     Ok(Packed { layout, format, words, scales, offsets, columns, sqnr_db: Some(sqnr_db) })
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::grid::Grid;
-use super::{Layout, QuantSpec, Search};
+use super::{Layout, QuantSpec, Search, Words};
 
 /// The number format of a [`Packed`] weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,9 +96,9 @@ impl Format {
 pub struct Packed {
     pub layout: Layout,
     pub format: Format,
-    pub words: Vec<u32>,
-    pub scales: Vec<u32>,
-    pub offsets: Vec<u32>,
+    pub words: Words,
+    pub scales: Words,
+    pub offsets: Words,
     /// For weights whose channels were reordered so that groups lie together (GPTQ's act-order): the
     /// channel of the source that each stored channel is, `[channels]`. What is multiplied with the
     /// weight has to be gathered in this order; [`Packed::decode`] gives the source's order.

@@ -6,8 +6,8 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
-use super::Layout;
 use super::packed::{Format, Offset, Packed, Q4_ZEROS, half_at, pair_halves, put_nibbles};
+use super::{Layout, Words};
 use crate::{Error, Result};
 
 impl Packed {
@@ -16,8 +16,8 @@ impl Packed {
     pub fn from_parts(
         layout: Layout,
         format: Format,
-        words: Vec<u32>,
-        scales: Vec<u32>,
+        words: impl Into<Words>,
+        scales: impl Into<Words>,
     ) -> Result<Packed> {
         Packed::from_parts_with_offsets(layout, format, words, scales, vec![])
     }
@@ -27,9 +27,9 @@ impl Packed {
     pub fn from_parts_with_offsets(
         layout: Layout,
         format: Format,
-        words: Vec<u32>,
-        scales: Vec<u32>,
-        offsets: Vec<u32>,
+        words: impl Into<Words>,
+        scales: impl Into<Words>,
+        offsets: impl Into<Words>,
     ) -> Result<Packed> {
         layout.check()?;
         if format.group().is_some_and(|g| g == 0 || !g.is_multiple_of(8)) {
@@ -40,6 +40,7 @@ impl Packed {
             return Err(Error::Model(format!("{format:?}: cubic levels have no offset")));
         }
         let (columns, sqnr_db) = (None, None);
+        let (words, scales, offsets) = (words.into(), scales.into(), offsets.into());
         let packed = Packed { layout, format, words, scales, offsets, columns, sqnr_db };
         let words = layout.rows * packed.row_words();
         let scales = packed.scale_count().div_ceil(2);
@@ -57,7 +58,9 @@ impl Packed {
             )));
         }
         for (what, halves) in [("scales", &packed.scales), ("offsets", &packed.offsets)] {
-            let bad = (0..2 * halves.len()).filter(|&i| !half_at(halves, i).is_finite()).count();
+            // An exponent of ones: infinite, or no number.
+            let bad = |half: u32| u32::from(half & 0x7c00 == 0x7c00);
+            let bad: u32 = halves.iter().map(|w| bad(*w) + bad(w >> 16)).sum();
             if bad > 0 {
                 let why = format!("{bad} {what} are not finite; the file is damaged");
                 return Err(Error::Model(why));
@@ -161,9 +164,9 @@ impl Packed {
         Packed {
             layout: Layout { rows: count, ..self.layout },
             format: self.format,
-            words,
-            scales: halves(&self.scales),
-            offsets: halves(&self.offsets),
+            words: words.into(),
+            scales: halves(&self.scales).into(),
+            offsets: halves(&self.offsets).into(),
             columns: self.columns.clone(),
             sqnr_db: self.sqnr_db,
         }

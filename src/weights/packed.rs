@@ -9,7 +9,9 @@ use super::WeightStore;
 use super::config::parse_json;
 use super::gguf_store::transpose;
 use crate::quant::file::{FileHeader, METADATA_KEY, PackedHeader, Scheme, VERSION};
-use crate::quant::{Format, Layout, Numbers, Offset, Order, Packed, QuantSpec, rows_to_conv};
+use crate::quant::{
+    Format, Layout, Numbers, Offset, Order, Packed, QuantSpec, Words, rows_to_conv,
+};
 use crate::{Error, Result};
 
 impl WeightStore {
@@ -154,14 +156,18 @@ impl WeightStore {
     }
 
     fn read_packed(&self, name: &str, header: &PackedHeader) -> Result<Packed> {
-        let words = self.get(&format!("{name}.q"))?.to_u32()?;
-        let halves = |part: &str| -> Result<Vec<u32>> {
-            let bytes = self.get(&format!("{name}.{part}"))?.bytes;
+        let words = self.words(&format!("{name}.q"))?;
+        let halves = |part: &str| -> Result<Words> {
+            let part = format!("{name}.{part}");
+            let bytes = self.get(&part)?.bytes;
+            if bytes.len().is_multiple_of(4) {
+                return self.words(&part);
+            }
             let bits = bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
-            Ok(crate::quant::pair_halves(&bits.collect::<Vec<u16>>()))
+            Ok(crate::quant::pair_halves(&bits.collect::<Vec<u16>>()).into())
         };
         let (scales, offsets) = match header.offset {
-            Offset::None => (halves("s")?, vec![]),
+            Offset::None => (halves("s")?, Words::default()),
             Offset::Zero | Offset::Min => (halves("s")?, halves("z")?),
         };
         let format = header.format();
@@ -169,6 +175,13 @@ impl WeightStore {
             Packed::from_parts_with_offsets(header.layout, format, words, scales, offsets)?;
         packed.sqnr_db = header.sqnr_db;
         Ok(packed)
+    }
+
+    /// The bytes of a tensor as words, where they lie.
+    fn words(&self, name: &str) -> Result<Words> {
+        let missing = || Error::Model(format!("no tensor `{name}`"));
+        let entry = self.entries.get(name).ok_or_else(missing)?;
+        Ok(Words::lying(self.shards[entry.shard].bytes.clone(), entry.range.clone()))
     }
 
     /// A bias, a norm or any other vector of `len` numbers, as f32. Axes of length 1 do not matter.

@@ -1,0 +1,103 @@
+//! The words of a packed weight, which need not be copied where a file holds them as the GPU reads them.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
+
+/// Bytes that stay where they are as long as somebody holds them (a mapped file).
+pub type Held = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// 32-bit words, little-endian in a file: in memory of their own, or where they lie.
+#[derive(Clone)]
+pub struct Words(Place);
+
+#[derive(Clone)]
+enum Place {
+    Own(Vec<u32>),
+    /// A range of bytes that begins and ends with a word, aligned as words are.
+    Lying(Held, Range<usize>),
+}
+
+impl Words {
+    /// The words in a range of bytes: left there where they are aligned and this machine reads them as they are.
+    pub fn lying(held: Held, range: Range<usize>) -> Words {
+        let all: &[u8] = (*held).as_ref();
+        let bytes = all.get(range.clone()).unwrap_or_default();
+        if cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, u32>(bytes).is_ok() {
+            return Words(Place::Lying(held, range));
+        }
+        let words = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+        Words(Place::Own(words.collect()))
+    }
+}
+
+impl Default for Words {
+    fn default() -> Words {
+        Words(Place::Own(Vec::new()))
+    }
+}
+
+impl From<Vec<u32>> for Words {
+    fn from(words: Vec<u32>) -> Words {
+        Words(Place::Own(words))
+    }
+}
+
+impl Deref for Words {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        match &self.0 {
+            Place::Own(words) => words,
+            Place::Lying(held, range) => {
+                let all: &[u8] = (**held).as_ref();
+                // Looked at when it was made; the bytes have not moved since.
+                bytemuck::cast_slice(&all[range.clone()])
+            }
+        }
+    }
+}
+
+impl DerefMut for Words {
+    /// Words in a file are copied first.
+    fn deref_mut(&mut self) -> &mut [u32] {
+        if let Place::Lying(..) = self.0 {
+            self.0 = Place::Own(self.to_vec());
+        }
+        match &mut self.0 {
+            Place::Own(words) => words,
+            Place::Lying(..) => &mut [],
+        }
+    }
+}
+
+impl PartialEq for Words {
+    fn eq(&self, other: &Words) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self[..].fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_lie_where_they_are_aligned() {
+        let words: Vec<u32> = (1..=9).collect();
+        let held: Held = Arc::new(bytemuck::cast_slice::<u32, u8>(&words).to_vec());
+        let begin = (0..4).find(|i| (*held).as_ref()[*i..].as_ptr().cast::<u32>().is_aligned());
+        let begin = begin.unwrap();
+        let mut lying = Words::lying(held.clone(), begin..begin + 8);
+        assert!(matches!(lying.0, Place::Lying(..)));
+        let own = Words::lying(held.clone(), begin + 1..begin + 9);
+        assert!(matches!(own.0, Place::Own(..)) && own.len() == 2 && own != lying);
+        assert_eq!(Words::lying(held, 30..90), Words::default());
+        lying[0] = 77;
+        assert_eq!((lying[0], lying.len()), (77, 2));
+    }
+}
