@@ -13,6 +13,7 @@ pub use lora::Branch;
 
 use crate::gpu::Gpu;
 use crate::graph::{Var, Vector, Weight};
+use crate::ops::concat::Concat;
 use crate::ops::conv2d::{Conv, conv2d};
 use crate::ops::embed::{embed, embed_range, embed_stacked};
 use crate::ops::matmul::{linear, linear_f32};
@@ -49,7 +50,13 @@ impl Linear {
     /// `[.., K]` → `[.., N]`
     #[track_caller]
     pub fn forward<'g>(&self, x: Var<'g>) -> Var<'g> {
-        let y = linear(x, &self.weight, self.bias.as_ref());
+        // Over pictures it is a convolution of one tap, which reads the parts of a `cat` where they lie.
+        let y = match x.made_by::<Concat>() {
+            Some(_) if x.shape().rank() == 4 && self.weight.columns().is_none() => {
+                conv2d(x, &self.weight, self.bias.as_ref(), Conv::default())
+            }
+            _ => linear(x, &self.weight, self.bias.as_ref()),
+        };
         self.branch.as_ref().map_or(y, |branch| branch.add(x, y))
     }
     /// As [`Linear::forward`], stored as f32 whatever the graph's activations are. For the heads of language

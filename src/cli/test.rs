@@ -354,8 +354,8 @@ fn verdict(tests: &[OpTest]) -> Result<()> {
             bad.count(Status::Unexpected)
         ),
         _ => format!(
-            "{name}: {failed} of {} cases failed; update the driver, take another --device, or report it with \
-             `inknib test -o test.md`",
+            "{name}: {failed} of {} cases failed; update the driver, let `inknib doctor` leave out what it finds wrong, \
+             take another --device, or report it with `inknib test -o test.md`",
             bad.cases.len()
         ),
     }))

@@ -28,6 +28,17 @@ pub struct Footprint {
     pub flops: u64,
 }
 
+/// A launch that a plan would make.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Planned {
+    pub spec: Spec,
+    /// Workgroups in x, y, z.
+    pub groups: [u32; 3],
+    pub flops: u64,
+    /// Bytes of weights that it reads, each counted once.
+    pub weight_bytes: u64,
+}
+
 impl Footprint {
     /// Bytes in all.
     pub fn bytes(&self) -> u64 {
@@ -66,8 +77,8 @@ impl Plan {
         })
     }
 
-    /// The kernels that [`Plan::new`] would launch for this graph if the device had these capabilities, in order, with
-    /// their workgroups; nothing is compiled or taken.
+    /// What [`Plan::new`] would launch for this graph if the device had these capabilities, in order; nothing is compiled or
+    /// taken.
     ///
     /// # Errors
     /// As [`Plan::footprint`].
@@ -76,13 +87,17 @@ impl Plan {
         graph: &Graph,
         options: &PlanOptions,
         caps: &Caps,
-    ) -> Result<Vec<(Spec, [u32; 3])>> {
+    ) -> Result<Vec<Planned>> {
         let mut nodes = nodes(gpu, graph)?;
         let roots: Vec<usize> = graph.outputs.borrow().iter().map(|(_, id)| *id).collect();
         let live = live_nodes(&mut nodes, &roots, options, caps);
         let mut builder = Builder::new(gpu, options, graph.act(), Some(gpu.buffer("nothing", 16)?));
         builder.caps = caps;
         let (dispatches, _) = builder.lower(&nodes, &live, &roots)?;
-        Ok(dispatches.into_iter().map(|d: Dispatch| (d.spec, d.groups)).collect())
+        let planned = |d: Dispatch| {
+            let Dispatch { spec, groups, flops, weight_bytes, .. } = d;
+            Planned { spec, groups, flops, weight_bytes }
+        };
+        Ok(dispatches.into_iter().map(planned).collect())
     }
 }

@@ -21,7 +21,7 @@ use std::fmt;
 use std::panic::Location;
 use std::rc::Rc;
 
-pub use footprint::Footprint;
+pub use footprint::{Footprint, Planned};
 pub use lower::{Arg, Dispatch, Joint, Kernels, Lower, MAX_TRIPS, Operand};
 pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;

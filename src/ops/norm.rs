@@ -16,6 +16,7 @@ const ROWS: Source = source!("norm.wgsl");
 const SLICES: Source = source!("norm_slices.wgsl");
 const MERGE: Source = source!("norm_merge.wgsl");
 const APPLY: Source = source!("norm_apply.wgsl");
+const GROUP: Source = source!("norm_group.wgsl");
 const REFERENCE: Source = source!("reference/norm.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
 const REDUCE_ALL_ONE: Source = source!("parts/reduce_all_one.wgsl");
@@ -92,6 +93,10 @@ pub fn rms_norm<'g>(x: Var<'g>, gamma: &Vector, eps: f32) -> Var<'g> {
 pub fn before_norm(x: Var<'_>) -> Option<Var<'_>> {
     x.made_by::<Norm>()?.first().copied()
 }
+
+/// Numbers of a group that one workgroup of a real GPU goes over: eighty a lane, read from a cache, which takes less than two
+/// more launches would.
+const ONE_LAUNCH: usize = 20_480;
 
 /// How the work of a launch is divided; depends on nothing but the shape.
 struct Sizes {
@@ -192,6 +197,24 @@ impl Norm {
         cx.dispatch(dispatch)
     }
 
+    /// Group norm of small pictures: one launch.
+    fn small(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
+        let (n, cells) = (s.batch * s.groups, s.pixels * s.c / s.groups / 4);
+        let lanes = 256.min(cx.caps.max_workgroup_invocations);
+        let inputs: Vec<Operand> = cx.inputs().to_vec();
+        let spec = group_spec(cx.act, self.act, lanes, inputs.len() == 2);
+        let dispatch = Dispatch::new(spec, &self.params(s, s.pixels, n))
+            .arg(&inputs[0])
+            .arg(inputs.get(1))
+            .arg(&self.gamma)
+            .arg(self.beta.as_ref())
+            .arg(cx.output())
+            .linear(n, 1)
+            .trips(3 * cells.div_ceil(lanes as usize) + 16)
+            .flops(8 * s.batch * s.pixels * s.c);
+        cx.dispatch(dispatch)
+    }
+
     /// Group norm: statistics of slices, of groups, and the result.
     fn grouped(&self, cx: &mut Lower<'_>, s: &Sizes) -> Result<()> {
         let (cells, size) = (s.c / 4, s.c / s.groups);
@@ -275,7 +298,14 @@ impl Op for Norm {
         let fours = s.c.is_multiple_of(4) && s.ca.is_multiple_of(4);
         match self.groups {
             _ if cx.reference() || !fours => self.reference(cx, &s),
-            Some(_) => self.grouped(cx, &s),
+            Some(groups) => {
+                let size = s.c / groups;
+                let small = s.pixels * size <= ONE_LAUNCH && size.is_multiple_of(4);
+                match small && !cx.software() {
+                    true => self.small(cx, &s),
+                    false => self.grouped(cx, &s),
+                }
+            }
             None => self.rows(cx, &s),
         }
     }
@@ -324,6 +354,11 @@ fn apply_spec(elem: Elem, act: Act, two: bool) -> Spec {
     spec.u32("ACT", act as u32).flag("TWO", two)
 }
 
+fn group_spec(elem: Elem, act: Act, lanes: u32, two: bool) -> Spec {
+    let spec = Spec::new(GROUP).part(ACTIVATION).part(REDUCE_ALL_WORKGROUP);
+    spec.alias4("act4", elem).u32("ACT", act as u32).u32("WG_X", lanes).flag("TWO", two)
+}
+
 /// Variants for the shader tests.
 pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = vec![merge_spec(8), merge_spec(64)];
@@ -331,6 +366,7 @@ pub(crate) fn info() -> Vec<OpInfo> {
         for two in [false, true] {
             specs.push(slices_spec(elem, two));
             specs.extend([Act::None, Act::Silu].map(|act| apply_spec(elem, act, two)));
+            specs.push(group_spec(elem, Act::Silu, 256, two));
             let form = Form { two, center: true, added: false };
             specs.extend((0..5).map(|stage| reference(stage, elem, Act::Silu, form)));
         }

@@ -92,8 +92,7 @@ fn choice(
     graph.output("y", build(&graph));
     let with = |caps: &Caps| -> Result<Vec<String>> {
         let launches = Plan::kernels(gpu, &graph, &PlanOptions::default(), caps)?;
-        let specs: Vec<Spec> = launches.into_iter().map(|(spec, _)| spec).collect();
-        Ok(specs.iter().map(form).collect())
+        Ok(launches.iter().map(|launch| form(&launch.spec)).collect())
     };
     let kernels = with(gpu.caps())?;
     let mut because = Vec::new();

@@ -161,16 +161,23 @@ impl Variant {
         }
     }
 
-    /// Parts of the keys that give a real GPU enough to do: two workgroups for each of some hundred processors, unless a part
-    /// would be over before another launch, which joins them, has begun: eight turns.
+    /// Parts of the keys that give a real GPU enough to do: two workgroups for each of some hundred processors. One part where it
+    /// would be over before another launch, which joins them, has begun: eight turns. For one token more of them cost that launch
+    /// little, and two turns of each are enough.
     fn busy(self, cx: &Lower<'_>, op: &Attend, s: &Sizes, reach: usize) -> usize {
         let groups: usize = self.groups(op, s).iter().product();
-        let least = match self {
+        let (alone, least) = match self {
             _ if cx.software() => return 1,
-            Variant::Pieces { wg, lanes, .. } => 32 * (wg / lanes) as usize,
-            _ => 512,
+            Variant::Pieces { wg, lanes, .. } => {
+                let turn = 4 * (wg / lanes) as usize;
+                (8 * turn, 2 * turn)
+            }
+            _ => (512, 512),
         };
-        (256 / groups.max(1)).clamp(1, reach.div_ceil(least))
+        match reach <= alone {
+            true => 1,
+            false => (256 / groups.max(1)).clamp(1, reach.div_ceil(least)),
+        }
     }
 
     /// Loop iterations of one invocation over `span` keys of `d4` times four channels.

@@ -7,8 +7,8 @@ use super::case::{Case, Status};
 use super::judge::{self, Verdict, judge};
 use super::problem::{Answers, Feed, Prepared, Problem, Site};
 use super::tier::TierDevice;
-use crate::gpu::{Elem, Gpu, Spec};
-use crate::graph::{Graph, Kernels, Plan, PlanOptions};
+use crate::gpu::{Elem, Gpu};
+use crate::graph::{Graph, Kernels, Plan, PlanOptions, Planned};
 use crate::{Error, Result};
 
 /// One problem on its way through tiers, types and kernels.
@@ -16,7 +16,7 @@ pub(super) struct Trial<'a> {
     problem: &'a Problem,
     answers: Answers,
     /// What ran already: another tier often has the same kernels.
-    seen: HashSet<Vec<(Spec, [u32; 3])>>,
+    seen: HashSet<Vec<Planned>>,
 }
 
 impl Trial<'_> {
