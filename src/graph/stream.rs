@@ -10,10 +10,16 @@ use std::sync::Arc;
 
 use super::weight::Chunk;
 use crate::gpu::{Bind, Buffer, Gpu};
+use crate::quant::Words;
 use crate::{Error, Result};
 
-/// Bytes on the host that take a place in the pool when they are needed.
-pub(crate) type Held = Arc<Vec<u8>>;
+/// Words on the host that take a place in the pool when they are needed. Those of a quantized file stay there, in memory that
+/// the system may take back.
+pub(crate) type Held = Arc<Words>;
+
+fn bytes_of(held: &Held) -> u64 {
+    held.len() as u64 * 4
+}
 
 /// What is written into the pool before a launch.
 #[derive(Debug)]
@@ -39,7 +45,9 @@ impl Stream {
     pub fn load(&self, gpu: &Gpu, i: usize) -> Result<()> {
         let found = self.segments.binary_search_by_key(&i, |s| s.first);
         let writes = found.map(|at| self.segments[at].writes.as_slice()).unwrap_or_default();
-        writes.iter().try_for_each(|(offset, bytes)| gpu.write(&self.pool, *offset, bytes))
+        writes.iter().try_for_each(|(offset, held)| {
+            gpu.write(&self.pool, *offset, bytemuck::cast_slice(held))
+        })
     }
     /// Bytes of the pool.
     pub fn bytes(&self) -> u64 {
@@ -52,7 +60,7 @@ pub(super) struct Placer {
     pool: Buffer,
     align: u64,
     used: u64,
-    places: HashMap<*const Vec<u8>, u64>,
+    places: HashMap<*const Words, u64>,
     segments: Vec<Segment>,
 }
 
@@ -69,7 +77,7 @@ impl Placer {
         for window in windows {
             let mut own = 0;
             for held in window.held() {
-                let bytes = (held.len() as u64).next_multiple_of(align);
+                let bytes = bytes_of(held).next_multiple_of(align);
                 all.insert(Arc::as_ptr(held), bytes);
                 own += bytes;
             }
@@ -87,7 +95,7 @@ impl Placer {
     /// Places what launch `launch` streams of this window; a new segment begins where it does not fit
     /// behind what is there.
     pub fn place(&mut self, launch: usize, window: &Chunk) -> Result<Vec<Option<Bind>>> {
-        let size = |held: &Held| (held.len() as u64).next_multiple_of(self.align);
+        let size = |held: &Held| bytes_of(held).next_multiple_of(self.align);
         let new = |held: &&Held| !self.places.contains_key(&Arc::as_ptr(held));
         let needed: u64 = window.held().filter(new).map(size).sum();
         if self.segments.is_empty() || self.used + needed > self.pool.bytes() {
@@ -96,7 +104,7 @@ impl Placer {
             self.segments.push(Segment { first: launch, writes: Vec::new() });
         }
         window.binds_with(|held| {
-            let bytes = held.len() as u64;
+            let bytes = bytes_of(held);
             let offset = match self.places.get(&Arc::as_ptr(held)) {
                 Some(offset) => *offset,
                 None => {

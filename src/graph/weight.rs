@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::stream::Held;
 use crate::gpu::{Bind, Buffer, Gpu, Source, Spec, buffer_bytes};
-use crate::quant::{Format, Layout, Offset, Packed};
+use crate::quant::{Format, Layout, Offset, Packed, Words};
 use crate::source;
 use crate::{Error, Result};
 
@@ -27,7 +27,7 @@ impl Memory {
     fn bytes(&self) -> u64 {
         match self {
             Memory::Gpu(bind) => bind.bytes,
-            Memory::Host(held) => held.len() as u64,
+            Memory::Host(held) => held.len() as u64 * 4,
             Memory::Outline(bytes) => *bytes,
         }
     }
@@ -143,8 +143,7 @@ impl Weight {
                 && p.columns.is_none()
         };
         let words = Side::of(parts.iter().map(|(_, p)| p.words.len() as u64 * 4));
-        let scales: Vec<Option<Cow<'_, [u32]>>> =
-            parts.iter().map(|(_, p)| scale_words(p)).collect();
+        let scales: Vec<_> = parts.iter().map(|(_, p)| scale_words(p)).collect();
         let sizes = scales.iter().map(|words| words.as_ref().map_or(0, |w| w.len() as u64 * 4));
         let scale_side = Side::of(sizes);
         if !parts.iter().all(|(_, p)| alike(p)) || words.bytes > gpu.caps().max_binding_bytes {
@@ -374,16 +373,18 @@ fn chunk(
     row0: usize,
     residence: Residence,
 ) -> Result<Chunk> {
-    let put = |bytes: &[u8]| -> Result<Memory> {
+    let put = |words: &Words| -> Result<Memory> {
         Ok(match residence {
-            Residence::Gpu => Memory::Gpu(Bind::whole(&gpu.upload(label, bytes)?)),
-            Residence::Host => Memory::Host(Arc::new(bytes.to_vec())),
-            Residence::Outline => Memory::Outline(bytes.len() as u64),
+            Residence::Gpu => {
+                Memory::Gpu(Bind::whole(&gpu.upload(label, bytemuck::cast_slice(words))?))
+            }
+            Residence::Host => Memory::Host(Arc::new(words.clone())),
+            Residence::Outline => Memory::Outline(words.len() as u64 * 4),
         })
     };
     let info = upload_info(gpu, packed)?;
-    let words = put(bytemuck::cast_slice(&packed.words))?;
-    let scales = scale_words(packed).map(|words| put(bytemuck::cast_slice(&words))).transpose()?;
+    let words = put(&packed.words)?;
+    let scales = scale_words(packed).map(|words| put(&words)).transpose()?;
     Ok(Chunk { row0, rows: packed.layout.rows, words, scales, info })
 }
 
@@ -430,12 +431,12 @@ fn upload_info(gpu: &Gpu, packed: &Packed) -> Result<Buffer> {
 }
 
 /// Scales as kernels read them; None for formats without.
-fn scale_words(packed: &Packed) -> Option<Cow<'_, [u32]>> {
+fn scale_words(packed: &Packed) -> Option<Cow<'_, Words>> {
     match packed.format {
         Format::F32 | Format::F16 => None,
         _ if packed.format.offset() == Offset::None => Some(Cow::Borrowed(&packed.scales)),
         // Side by side: one fetch, and no binding more than the symmetric forms have (a convolution
         // with everything fused is at the eight that are certain).
-        _ => Some(Cow::Owned(packed.scale_offset_pairs())),
+        _ => Some(Cow::Owned(packed.scale_offset_pairs().into())),
     }
 }

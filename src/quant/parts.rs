@@ -136,7 +136,8 @@ impl Packed {
     pub fn slice_rows(&self, range: Range<usize>) -> Packed {
         let end = range.end.min(self.layout.rows);
         let start = range.start.min(end);
-        self.take_rows(end - start, start..end)
+        let words = self.words.part(start * self.row_words()..end * self.row_words());
+        self.take_rows(words, start..end)
     }
 
     /// Row i of the result is row `rows[i]` of this weight; an error for a row that there is not.
@@ -146,14 +147,19 @@ impl Packed {
             return Err(Error::Model(format!("row {row} of a weight of {have} rows")));
         }
         Layout { rows: rows.len(), ..self.layout }.check()?;
-        Ok(self.take_rows(rows.len(), rows.iter().copied()))
+        let row_words = self.row_words();
+        let mut words = Vec::with_capacity(rows.len() * row_words);
+        rows.iter().for_each(|r| words.extend(&self.words[r * row_words..(r + 1) * row_words]));
+        Ok(self.take_rows(words.into(), rows.iter().copied()))
     }
 
-    /// `rows` must be rows of this weight, `count` of them.
-    fn take_rows(&self, count: usize, rows: impl Iterator<Item = usize> + Clone) -> Packed {
-        let (row_words, per_row) = (self.row_words(), self.row_groups());
-        let mut words = Vec::with_capacity(count * row_words);
-        rows.clone().for_each(|r| words.extend(&self.words[r * row_words..(r + 1) * row_words]));
+    /// `rows` must be rows of this weight, `words` theirs.
+    fn take_rows(
+        &self,
+        words: Words,
+        rows: impl ExactSizeIterator<Item = usize> + Clone,
+    ) -> Packed {
+        let (count, per_row) = (rows.len(), self.row_groups());
         let halves = |source: &[u32]| -> Vec<u32> {
             if source.is_empty() {
                 return vec![];
@@ -164,7 +170,7 @@ impl Packed {
         Packed {
             layout: Layout { rows: count, ..self.layout },
             format: self.format,
-            words: words.into(),
+            words,
             scales: halves(&self.scales).into(),
             offsets: halves(&self.offsets).into(),
             columns: self.columns.clone(),

@@ -31,6 +31,21 @@ impl Words {
     }
 }
 
+impl Words {
+    /// A range of these words, left where they lie if they lie in a file.
+    pub fn part(&self, range: Range<usize>) -> Words {
+        let end = range.end.min(self.len());
+        let range = range.start.min(end)..end;
+        match &self.0 {
+            Place::Own(words) => words[range].to_vec().into(),
+            Place::Lying(held, whole) => {
+                let (begin, end) = (whole.start + 4 * range.start, whole.start + 4 * range.end);
+                Words(Place::Lying(held.clone(), begin..end))
+            }
+        }
+    }
+}
+
 impl Default for Words {
     fn default() -> Words {
         Words(Place::Own(Vec::new()))
@@ -97,6 +112,9 @@ mod tests {
         let own = Words::lying(held.clone(), begin + 1..begin + 9);
         assert!(matches!(own.0, Place::Own(..)) && own.len() == 2 && own != lying);
         assert_eq!(Words::lying(held, 30..90), Words::default());
+        let part = lying.part(1..9);
+        assert!(matches!(part.0, Place::Lying(..)) && part[..] == lying[1..]);
+        assert!(lying.part(7..9).is_empty());
         lying[0] = 77;
         assert_eq!((lying[0], lying.len()), (77, 2));
     }
