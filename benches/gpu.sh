@@ -10,7 +10,8 @@
 # LEVEL         of the test: "" (some 5000 cases), --quick, --full
 # MODELS        of tools/synthetic_llm.py (default: smollm2-135m llama-3.2-1b llama-3.1-8b; the last takes 16 GB of disk)
 # LLAMA_BENCH   llama.cpp's llama-bench with the Vulkan backend (llama-quantize beside it); GGUF_DIR may hold MODEL-Q4_0.gguf of the
-#               same shapes, else they are made, which takes numpy and gguf from PyPI. Each model is measured in turn with ours.
+#               same shapes, else they are made, which takes numpy and gguf from PyPI and some minutes more. Each model is measured
+#               after ours.
 # SD            stable-diffusion.cpp's sd with the Vulkan backend, and SD_MODEL, a Q4_0 file of Stable Diffusion 1.5
 set -u
 cd "$(dirname "$0")/.."

@@ -11,17 +11,9 @@ struct Params {
     eps: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<act4>;        // [B, pixels, ca/4]
-@group(0) @binding(2) var<storage, read> b: array<act4>;        // [B, pixels, (c − ca)/4]
 @group(0) @binding(3) var<storage, read> gamma: array<vec4f>;   // [c/4]
 @group(0) @binding(4) var<storage, read> beta: array<vec4f>;    // [c/4]
 @group(0) @binding(5) var<storage, read_write> y: array<act4>;  // [B, pixels, c/4]
-
-fn load(row: u32, c4: u32) -> vec4f {
-    let ca4 = p.ca / 4u;
-    if (TWO && c4 >= ca4) { return vec4f(b[row * (p.c / 4u - ca4) + c4 - ca4]); }
-    return vec4f(a[row * ca4 + c4]);
-}
 
 @compute @workgroup_size(WG_X)
 fn main(

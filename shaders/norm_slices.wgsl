@@ -1,5 +1,4 @@
 // Group norm, first of three: mean and sum of squared deviations of four channels over a slice of positions.
-// x is a, or a and b side by side along the channels.
 struct Params {
     pixels: u32, // positions of one batch item that share statistics (1 for layer and RMS norm)
     c: u32,      // channels
@@ -11,15 +10,7 @@ struct Params {
     eps: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<act4>;           // [B, pixels, ca/4]
-@group(0) @binding(2) var<storage, read> b: array<act4>;           // [B, pixels, (c − ca)/4]
 @group(0) @binding(3) var<storage, read_write> part: array<vec4f>; // [B, slices, (mean, squares), c/4]
-
-fn load(row: u32, c4: u32) -> vec4f {
-    let ca4 = p.ca / 4u;
-    if (TWO && c4 >= ca4) { return vec4f(b[row * (p.c / 4u - ca4) + c4 - ca4]); }
-    return vec4f(a[row * ca4 + c4]);
-}
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {

@@ -5,7 +5,7 @@ usage: synthetic_gguf.py FOLDER OUT.gguf
 
 Then `llama-quantize --pure OUT.gguf MODEL-Q4_0.gguf Q4_0`, and `llama-bench -m MODEL-Q4_0.gguf`, or benches/gpu.sh with GGUF_DIR.
 Needs numpy and gguf from PyPI. Queries and keys keep the order of Hugging Face's rotate_half, which changes what the model says (noise)
-and not how fast; there is a vocabulary of numbers, because llama-bench asks for none."""
+and not how fast; the vocabulary is numbers, which llama-bench never reads."""
 import json
 import os
 import sys

@@ -72,12 +72,15 @@ pub enum Command<'a> {
     },
 }
 
+/// Whether the host may use a buffer that it asked for.
+pub(super) type Answer = std::result::Result<(), wgpu::BufferAsyncError>;
+
 /// A read-back under way.
 pub struct PendingRead {
     gpu: Gpu,
     staging: Buffer,
     index: wgpu::SubmissionIndex,
-    receive: mpsc::Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+    receive: mpsc::Receiver<Answer>,
     bytes: usize,
 }
 
@@ -85,15 +88,7 @@ impl PendingRead {
     /// Waits for the copy and returns the bytes.
     pub fn finish(self) -> Result<Vec<u8>> {
         self.gpu.wait_for(Some(self.index))?;
-        // Another thread's poll may be the one that runs the callback, a moment after ours returned.
-        match self.receive.recv_timeout(Duration::from_secs(10)) {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => {
-                self.gpu.check()?;
-                return Err(Error::DeviceLost(format!("read-back failed: {e}")));
-            }
-            Err(_) => return Err(Error::DeviceLost("read-back did not finish".into())),
-        }
+        self.gpu.mapped(&self.receive, "read-back")?;
         let padded = (self.bytes as u64).next_multiple_of(4);
         let range = self.staging.raw().get_mapped_range(0..padded);
         let range = range.map_err(|e| Error::DeviceLost(format!("read-back failed: {e}")))?;
@@ -308,6 +303,19 @@ impl Gpu {
         self.wait_within(index, WATCHDOG)
     }
 
+    /// Waits for the answer to `map_async`, after the work before it is done: another thread's poll may be the one that runs the
+    /// callback, a moment after ours returned.
+    pub(super) fn mapped(&self, answer: &mpsc::Receiver<Answer>, what: &str) -> Result<()> {
+        match answer.recv_timeout(Duration::from_secs(10)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => {
+                self.check()?;
+                Err(Error::DeviceLost(format!("{what} failed: {e}")))
+            }
+            Err(_) => Err(Error::DeviceLost(format!("{what} did not finish"))),
+        }
+    }
+
     fn wait_within(&self, index: Option<wgpu::SubmissionIndex>, limit: Duration) -> Result<()> {
         let (start, turn) = (Instant::now(), TURN.min(limit));
         loop {
@@ -338,7 +346,7 @@ impl Gpu {
         }
     }
 
-    /// Puts bytes into a buffer before the next submission. The length is padded to 4 with zeros.
+    /// Puts bytes into a buffer before the next submission, a large number of them at once. The length is padded to 4 with zeros.
     pub fn write(&self, buffer: &Buffer, offset: u64, data: &[u8]) -> Result<()> {
         if data.len() >= LARGE && data.len().is_multiple_of(4) {
             return self.stage(buffer, offset, data);

@@ -1,12 +1,13 @@
 //! Large uploads, through a few buffers that the host writes and the device copies from, each used again and again: what the driver
 //! would allocate for every single one costs more than the copy.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use super::buffer::Buffer;
 use super::device::Gpu;
+use super::queue::Answer;
 use crate::{Error, Result};
 
 /// Bytes of one buffer.
@@ -25,8 +26,6 @@ struct Piece {
     /// The copy out of it, and the answer to its being asked for again; None while the host may write.
     busy: Option<(wgpu::SubmissionIndex, Receiver<Answer>)>,
 }
-
-type Answer = std::result::Result<(), wgpu::BufferAsyncError>;
 
 impl Staging {
     fn pieces(&self) -> MutexGuard<'_, Vec<Piece>> {
@@ -48,7 +47,7 @@ impl Gpu {
             let Some(piece) = pieces.last_mut() else { break };
             if let Some((copy, answer)) = &piece.busy {
                 self.wait_for(Some(copy.clone()))?;
-                heard(answer).or_else(|e| self.check().and(Err(e)))?;
+                self.mapped(answer, "an upload")?;
                 piece.busy = None;
             }
             self.send_piece(piece, part, buffer, offset + (i * PIECE) as u64)
@@ -67,6 +66,8 @@ impl Gpu {
         encoder.copy_buffer_to_buffer(&piece.buffer, 0, to.raw(), offset, bytes);
         let copy = {
             let _turn = self.turn();
+            // What was written before goes along.
+            self.inner.unsent.store(0, Ordering::Relaxed);
             self.inner.queue.submit([encoder.finish()])
         };
         let (send, receive) = mpsc::channel();
@@ -85,15 +86,6 @@ impl Gpu {
             mapped_at_creation: true,
         });
         Piece { buffer, busy: None }
-    }
-}
-
-/// Another thread's poll may be the one that runs the callback, a moment after ours returned.
-fn heard(answer: &Receiver<Answer>) -> Result<()> {
-    match answer.recv_timeout(Duration::from_secs(10)) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(Error::DeviceLost(format!("an upload failed: {e}"))),
-        Err(_) => Err(Error::DeviceLost("an upload did not finish".into())),
     }
 }
 

@@ -18,6 +18,7 @@ const MERGE: Source = source!("norm_merge.wgsl");
 const APPLY: Source = source!("norm_apply.wgsl");
 const GROUP: Source = source!("norm_group.wgsl");
 const REFERENCE: Source = source!("reference/norm.wgsl");
+const INPUT: Source = source!("parts/norm_input.wgsl");
 const ACTIVATION: Source = source!("parts/activation.wgsl");
 const REDUCE_ALL_ONE: Source = source!("parts/reduce_all_one.wgsl");
 const REDUCE_ALL_WORKGROUP: Source = source!("parts/reduce_all_workgroup.wgsl");
@@ -94,8 +95,8 @@ pub fn before_norm(x: Var<'_>) -> Option<Var<'_>> {
     x.made_by::<Norm>()?.first().copied()
 }
 
-/// Numbers of a group that one workgroup of a real GPU goes over: eighty a lane, read from a cache, which takes less than two
-/// more launches would.
+/// Numbers of a group that one workgroup of a real GPU goes over: eighty a lane, three times, mostly from a cache. That this
+/// takes less than two more launches is an estimate, no measurement.
 const ONE_LAUNCH: usize = 20_480;
 
 /// How the work of a launch is divided; depends on nothing but the shape.
@@ -342,7 +343,7 @@ fn rows(elem: Elem, lanes: Option<u32>, form: Form) -> Spec {
 }
 
 fn slices_spec(elem: Elem, two: bool) -> Spec {
-    Spec::new(SLICES).alias4("act4", elem).flag("TWO", two)
+    Spec::new(SLICES).part(INPUT).alias4("act4", elem).flag("TWO", two)
 }
 
 fn merge_spec(lanes: u32) -> Spec {
@@ -350,12 +351,12 @@ fn merge_spec(lanes: u32) -> Spec {
 }
 
 fn apply_spec(elem: Elem, act: Act, two: bool) -> Spec {
-    let spec = Spec::new(APPLY).part(ACTIVATION).alias4("act4", elem);
+    let spec = Spec::new(APPLY).part(INPUT).part(ACTIVATION).alias4("act4", elem);
     spec.u32("ACT", act as u32).flag("TWO", two)
 }
 
 fn group_spec(elem: Elem, act: Act, lanes: u32, two: bool) -> Spec {
-    let spec = Spec::new(GROUP).part(ACTIVATION).part(REDUCE_ALL_WORKGROUP);
+    let spec = Spec::new(GROUP).part(INPUT).part(ACTIVATION).part(REDUCE_ALL_WORKGROUP);
     spec.alias4("act4", elem).u32("ACT", act as u32).u32("WG_X", lanes).flag("TWO", two)
 }
 

@@ -240,8 +240,9 @@ pub(crate) fn info() -> Vec<OpInfo> {
                     specs.push(spec(false, elem, Form { partial, norm, two, ..plain }));
                 }
             }
-            specs.push(spec(true, elem, plain));
         }
+        let reference = |caches| Form { partial: false, norm: false, caches, two: false };
+        specs.extend([0, 1].map(|caches| spec(true, elem, reference(caches))));
     }
     vec![OpInfo { name: "rope", specs, params: Params::FIELDS }]
 }

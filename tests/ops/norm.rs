@@ -95,6 +95,24 @@ fn groups_of_pictures_with_and_without_silu() {
     }
 }
 
+/// With the kernels of a real GPU a group that one workgroup goes over is one launch, a larger one three, and one that is no fours
+/// of channels, too.
+#[test]
+fn small_groups_are_one_launch() {
+    let Some(gpu) = gpu() else { return };
+    for (side, c, groups, launches) in
+        [(16, 1280, 32, 1), (32, 640, 32, 1), (33, 640, 32, 3), (16, 320, 32, 3)]
+    {
+        let vector = |v: f32| Vector::upload(gpu, "norm", &vec![v; c]).unwrap();
+        let graph = Graph::new(Elem::F32);
+        let x = graph.input("x", [1, side, side, c], Elem::F32);
+        graph.output("y", group_norm(x, &vector(1.0), &vector(0.0), groups, 1e-5));
+        let options = PlanOptions { kernels: Kernels::Hardware, ..Default::default() };
+        let plan = Plan::new(gpu, &graph, &options).unwrap();
+        assert_eq!(plan.launches().len(), launches, "{side}x{side}x{c}");
+    }
+}
+
 #[test]
 fn two_parts_are_read_where_they_lie() {
     let Some(gpu) = gpu() else { return };

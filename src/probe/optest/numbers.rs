@@ -194,14 +194,14 @@ fn elements(all: &mut Vec<Problem>) {
 fn damaged(spec: &str, rows: usize, taps: usize, channels: usize) -> Result<(Packed, Vec<f32>)> {
     let layout = Layout { rows, taps, channels };
     let mut packed = packed(36, layout, spec)?;
-    let mut values = packed.decode();
+    let (mut values, mut words) = (packed.decode(), packed.words.to_vec());
     let nan_at = 3 * taps * channels + channels / 2;
     let inf_at = (rows - 2) * taps * channels + 1;
     for (at, bad) in [(nan_at, f32::NAN), (inf_at, f32::INFINITY)] {
         values[at] = bad;
         let (row, tap, channel) = (at / (taps * channels), at / channels % taps, at % channels);
         let first = row * layout.row_stride() + tap * layout.tap_stride() + channel;
-        let word = &mut packed.words[first / packed.format.per_word()];
+        let word = &mut words[first / packed.format.per_word()];
         *word = match packed.format.per_word() {
             1 => bad.to_bits(),
             _ => {
@@ -211,6 +211,7 @@ fn damaged(spec: &str, rows: usize, taps: usize, channels: usize) -> Result<(Pac
             }
         };
     }
+    packed.words = words.into();
     Ok((packed, values))
 }
 
