@@ -390,7 +390,8 @@ fn errors(curves: &[Scales; CUBIC_CANDIDATES.len()], group: Group<'_>) -> [f64; 
     }
     std::array::from_fn(|i| match (&curves[i], &tally) {
         (Scales::Mse(search), Some(tally)) if search.grid().exact_scale(group).is_none() => {
-            power - f64::from(search.best(tally).0)
+            // Above zero, whatever rounding says: a curve that fits the group exactly must win.
+            (power - f64::from(search.best(tally).0)).max(f64::MIN_POSITIVE)
         }
         (curve, _) => curve.grid().error(group, curve.scale(group)),
     })
