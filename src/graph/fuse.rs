@@ -1,5 +1,5 @@
 //! Fusion: a producer absorbs its only consumer where the op knows how ([`super::Op::absorb`]), one that is cheap goes
-//! into each of several ([`super::Op::fold`]), and two that begin alike become one ([`super::Op::pair`]).
+//! into each of several ([`super::Op::fold`]), and two of few rows become one ([`super::Op::pair`]).
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -118,7 +118,7 @@ fn absorb(node: &Node, next: &Node, slot: usize) -> Option<Rc<dyn Op>> {
 }
 
 fn pair(node: &Node, next: &Node, slot: usize) -> Option<Rc<dyn Op>> {
-    let alike = slot > 0 && node.inputs.first() == next.inputs.first();
+    let alike = slot == 0 || node.inputs.first() == next.inputs.first();
     node.op.as_ref().filter(|_| alike)?.pair(next.op.as_deref()?, slot, node.shape.rows())
 }
 

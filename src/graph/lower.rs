@@ -1,5 +1,6 @@
 //! From an op to dispatches: what an op sees when the plan asks it to lower itself.
 
+use std::mem::replace;
 use std::rc::Rc;
 
 use bytemuck::Pod;
@@ -68,6 +69,14 @@ impl Operand {
     /// Bytes of the value.
     pub fn bytes(&self) -> u64 {
         self.shape.len() as u64 * self.elem.bytes()
+    }
+    /// Whether both are the same memory.
+    pub(crate) fn same(&self, other: &Operand) -> bool {
+        match (&self.place, &other.place) {
+            (Place::Slot(a), Place::Slot(b)) => a == b,
+            (Place::Buffer(a), Place::Buffer(b)) => a.same(b),
+            _ => false,
+        }
     }
     fn row_bytes(&self) -> u64 {
         self.shape.last() as u64 * self.elem.bytes()
@@ -252,6 +261,18 @@ impl Lower<'_> {
         let caps = self.caps;
         let eight = caps.subgroups && caps.subgroup_min == 8 && caps.subgroup_max == 8;
         self.software() && eight && caps.tuning.eight_lanes
+    }
+    /// Lowers another op in this one's place, one that reads `inputs` and makes `output`.
+    pub(crate) fn lower_as(
+        &mut self,
+        op: &dyn Op,
+        inputs: Vec<Operand>,
+        output: Operand,
+    ) -> Result<()> {
+        let own = (replace(&mut self.inputs, inputs), replace(&mut self.output, output));
+        let done = op.lower(self);
+        (self.inputs, self.output) = own;
+        done
     }
     /// Emits a launch.
     ///

@@ -61,8 +61,8 @@ pub trait Op: fmt::Debug {
         let _ = (next, rows);
         None
     }
-    /// The op that computes this one and `next`, which has the same first input and takes this op's output of so many rows in `slot`,
-    /// in one launch. Its inputs are this op's, then `next`'s without `slot`.
+    /// The op that computes this one and `next`, which takes this op's output of so many rows in `slot` and, if that is not the first,
+    /// has the same first input. Its inputs are this op's, then `next`'s without `slot`.
     fn pair(&self, next: &dyn Op, slot: usize, rows: usize) -> Option<Rc<dyn Op>> {
         let _ = (next, slot, rows);
         None

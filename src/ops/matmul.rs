@@ -4,6 +4,7 @@ pub(super) mod coop;
 pub mod gated;
 pub mod joint;
 pub(super) mod pieces;
+mod turned;
 mod variant;
 
 use std::any::Any;
@@ -18,6 +19,7 @@ pub(crate) use variant::{info, parts};
 use super::gather::gather;
 use super::kv_cache::KvWrite;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
+use super::rope::Rope;
 use super::round8::{Codes, rounded};
 use crate::gpu::Elem;
 use crate::graph::{
@@ -157,12 +159,13 @@ impl Op for Matmul {
         2
     }
     fn joins(&self, inputs: &[usize], other: &dyn Op, theirs: &[usize]) -> bool {
-        let other = other.as_any().downcast_ref().filter(|_| inputs.first() == theirs.first());
-        other.is_some_and(|other| joint::may_join(self, other))
+        joint::joins(self, inputs, other, theirs)
     }
     fn pair(&self, next: &dyn Op, slot: usize, rows: usize) -> Option<Rc<dyn Op>> {
-        let gate = next.as_any().downcast_ref::<Matmul>().filter(|_| slot == 1)?;
-        gated::pair(gate, self, rows)
+        match next.as_any().downcast_ref::<Rope>() {
+            Some(rope) => turned::pair(self, rope, rows),
+            None => gated::pair(next.as_any().downcast_ref().filter(|_| slot == 1)?, self, rows),
+        }
     }
     fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
         joint::lower(cx, self, others)

@@ -19,7 +19,7 @@ const NORM_HEAD: Source = source!("parts/norm_head.wgsl");
 const GAMMA_HEAD: Source = source!("parts/gamma_head.wgsl");
 const GAMMA_HEADS: Source = source!("parts/gamma_heads.wgsl");
 const TURN: Source = source!("parts/rope_turn.wgsl");
-const SIN_COS: Source = source!("parts/sin_cos.wgsl");
+pub(super) const SIN_COS: Source = source!("parts/sin_cos.wgsl");
 
 params! {
     /// `struct Params` of the shaders.
@@ -98,13 +98,27 @@ impl Rope {
         fits.then(|| Rope { norm: Some((gamma.clone(), eps)), ..self.clone() })
     }
 
+    pub(super) fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+    pub(super) fn d(&self) -> usize {
+        self.d
+    }
+    /// Whether it only turns, four channels at a time, and has no norm of heads.
+    pub(super) fn is_plain(&self) -> bool {
+        self.norm.is_none() && self.fours()
+    }
+    /// Whether heads of the same length are turned by the same angles.
+    pub(super) fn turns_as(&self, other: &Rope) -> bool {
+        let (a, b) = (&self.rotary, &other.rotary);
+        a.inv_freq.buffer.same(&b.inv_freq.buffer) && a.scale == b.scale && self.d == other.d
+    }
+
     /// Whether one kernel turns what both turn: queries and keys of a layer.
     fn joins_with(&self, other: &Rope) -> bool {
-        let (a, b) = (&self.rotary, &other.rotary);
-        let same = a.inv_freq.buffer.same(&b.inv_freq.buffer) && a.scale == b.scale;
         let eps = |rope: &Rope| rope.norm.as_ref().map(|(_, eps)| *eps);
         let caches = self.into_cache && other.into_cache;
-        same && self.d == other.d && eps(self) == eps(other) && self.fours() && !caches
+        self.turns_as(other) && eps(self) == eps(other) && self.fours() && !caches
     }
 
     /// One launch for this op, and for another that [joins](Self::joins_with) it.

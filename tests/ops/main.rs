@@ -21,6 +21,7 @@ mod kv_cache;
 mod matmul;
 mod matmul_gated;
 mod matmul_joint;
+mod matmul_turned;
 mod moments;
 mod norm;
 mod pointwise;

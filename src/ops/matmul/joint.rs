@@ -1,10 +1,13 @@
-//! Three products with one x in one launch, where few rows meet weights that lie side by side: queries, keys and values.
+//! Three products with one x in one launch, where few rows meet weights that lie side by side: queries, keys and values, the first
+//! two turned by their positions.
 
 use super::pieces::{Pieces, load_pieces};
+use super::turned::Turned;
 use super::{Matmul, Tail, whole_groups};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Arg, Chunk, Dispatch, Joint, Lower};
+use crate::graph::{Arg, Chunk, Dispatch, Joint, Lower, Op, Operand};
 use crate::ops::pointwise::Act;
+use crate::ops::rope::{Rope, SIN_COS};
 use crate::ops::round8::rounded;
 use crate::ops::{OpInfo, formats};
 use crate::quant::{Format, Offset};
@@ -13,7 +16,7 @@ use crate::{Result, params, source};
 const JOINT: Source = source!("matmul_joint.wgsl");
 
 /// Storage buffers that the kernel binds: more than WebGPU promises, fewer than any GPU has.
-pub const BUFFERS: u32 = 11;
+pub const BUFFERS: u32 = 12;
 
 params! {
     pub struct Params {
@@ -21,6 +24,10 @@ params! {
         pub blocks: u32,
         pub total: u32,
         pub context: u32,
+        pub half: u32,
+        pub d: u32,
+        pub rows: u32,
+        pub scale: f32,
         pub begins: [u32; 4],
         pub counts: [u32; 4],
         pub words: [u32; 4],
@@ -37,6 +44,8 @@ struct Form {
     bias: bool,
     /// Bit i: what the i-th product makes goes into a cache.
     caches: u32,
+    /// Bit i: it is turned first.
+    turns: u32,
     /// Bits of a norm's ε.
     eps: Option<u32>,
 }
@@ -46,17 +55,59 @@ fn spec(pieces: Pieces, form: Form) -> Spec {
         .alias("act", form.act)
         .flag("BIAS", form.bias)
         .u32("CACHES", form.caches)
+        .u32("TURNS", form.turns)
+        .part(SIN_COS)
 }
 
-/// Whether one launch may compute this product and another of the same x.
-pub(super) fn may_join(one: &Matmul, other: &Matmul) -> bool {
-    let plain = |m: &Matmul| {
-        m.act == Act::None
-            && m.tail == Tail::None
-            && m.out.is_none()
-            && m.weight.columns().is_none()
+/// A product of three, and how it is turned if it is.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    product: &'a Matmul,
+    rope: Option<&'a Rope>,
+}
+
+impl<'a> Part<'a> {
+    fn of(op: &'a dyn Op) -> Option<Part<'a>> {
+        let op = op.as_any();
+        if let Some(Turned { product, rope }) = op.downcast_ref() {
+            return Some(Part { product, rope: Some(rope) });
+        }
+        op.downcast_ref().map(|product| Part { product, rope: None })
+    }
+    fn into_cache(self) -> bool {
+        self.rope.map_or(self.product.into_cache, |rope| rope.in_place().is_some())
+    }
+    /// Those of the op's inputs that name its first row in a cache and its first position.
+    fn places<T>(self, inputs: &[T]) -> impl Iterator<Item = &T> {
+        let (position, row) = match self.rope {
+            Some(_) => (inputs.get(1), inputs.get(3)),
+            None => (None, inputs.get(2)),
+        };
+        position.into_iter().chain(row.filter(|_| self.into_cache()))
+    }
+}
+
+/// Whether nothing but a bias, or a cache, is behind a product.
+pub(super) fn plain(m: &Matmul) -> bool {
+    let alone = m.act == Act::None && m.tail == Tail::None && m.out.is_none();
+    alone && m.weight.columns().is_none()
+}
+
+/// Whether one launch may compute these products of the same x; `inputs` and `theirs` are what both ops read.
+pub(super) fn joins(one: &dyn Op, inputs: &[usize], other: &dyn Op, theirs: &[usize]) -> bool {
+    let (Some(a), Some(b)) = (Part::of(one), Part::of(other)) else { return false };
+    let mut places = a.places(inputs).chain(b.places(theirs));
+    let first = places.next();
+    let turn = match (a.rope, b.rope) {
+        (Some(a), Some(b)) => a.turns_as(b),
+        _ => true,
     };
-    plain(one) && plain(other) && alike(one, other)
+    inputs.first() == theirs.first()
+        && places.all(|place| Some(place) == first)
+        && turn
+        && plain(a.product)
+        && plain(b.product)
+        && alike(a.product, b.product)
 }
 
 /// Whether one kernel can multiply with the weights of both, behind the same norm.
@@ -90,72 +141,124 @@ pub(super) fn side(matmul: &Matmul, [words, scales]: [u64; 2]) -> (u32, u32, f32
     ((words / 16) as u32, (scales / 4) as u32, cubic)
 }
 
-/// Emits one launch for `first` and two others, all of which were asked whether they join ([`may_join`]). False where this
+/// Emits one launch for `first` and two others, all of which were asked whether they join ([`joins`]). False where this
 /// device has no kernel for it.
-pub(super) fn lower(cx: &mut Lower<'_>, first: &Matmul, others: &[Joint]) -> Result<bool> {
-    let matmul = |joint: &'_ Joint| joint.op.as_any().downcast_ref::<Matmul>().cloned();
-    let Some(rest) = others.iter().map(matmul).collect::<Option<Vec<_>>>() else {
-        return Ok(false);
-    };
-    let all: Vec<&Matmul> = [first].into_iter().chain(&rest).collect();
-    let chunks: Option<Vec<&Chunk>> = all.iter().map(|m| m.weight().chunks().first()).collect();
+pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Result<bool> {
+    let ops = [first].into_iter().chain(others.iter().map(|other| other.op.as_ref()));
+    let Some(all) = ops.map(Part::of).collect::<Option<Vec<_>>>() else { return Ok(false) };
+    let [first, ..] = all[..] else { return Ok(false) };
+    let chunks: Option<Vec<&Chunk>> =
+        all.iter().map(|part| part.product.weight.chunks().first()).collect();
     let Some([a, b, c]) = chunks.as_deref() else { return Ok(false) };
+    let Some(places) = a.beside([*a, *b, *c].into_iter()) else { return Ok(false) };
     let x = cx.input(0)?.clone();
     let (m, k) = (x.shape.rows(), x.shape.last());
-    let codes = first.codes(cx).filter(|_| all.iter().all(|m| m.codes(cx).is_some()));
-    let few = Pieces::fit(cx, codes, (m, k, all.iter().map(|m| m.weight().rows()).sum()));
+    let rounds = |part: &Part<'_>| part.product.codes(cx);
+    let codes = rounds(&first).filter(|_| all.iter().all(|part| rounds(part).is_some()));
+    let total = all.iter().map(|part| part.product.weight.rows()).sum();
+    let few = Pieces::fit(cx, codes, (m, k, total));
     let Some(pieces) = few.filter(|_| cx.caps.max_storage_buffers >= BUFFERS) else {
         return Ok(false);
     };
-    let Some(places) = a.beside([*a, *b, *c].into_iter()) else { return Ok(false) };
-    // The kernel knows one first row and one length of caches.
-    if all.iter().filter(|m| m.into_cache).count() > 1 {
-        return Ok(false);
-    }
+    let pieces =
+        if all.iter().any(|part| part.rope.is_some()) { pieces.in_pairs() } else { pieces };
+    let Some(shared) = Shared::of(cx, &all, others) else { return Ok(false) };
 
-    let mut p = Params { k: k as u32, blocks: k.div_ceil(8) as u32, ..Default::default() };
-    for (i, (matmul, place)) in all.iter().zip(&places).enumerate() {
-        let rows = matmul.weight().rows() as u32;
+    let mut p = shared.params(k, x.shape.dims().get(1).copied().unwrap_or(m));
+    for (i, (part, place)) in all.iter().zip(&places).enumerate() {
+        let rows = part.product.weight.rows() as u32;
         (p.begins[i], p.counts[i]) = (p.total, rows);
-        (p.words[i], p.scales[i], p.cubic[i]) = side(matmul, *place);
+        (p.words[i], p.scales[i], p.cubic[i]) = side(part.product, *place);
         p.total += rows;
     }
-    let gamma = first.norm.as_ref().map(|(gamma, _)| gamma);
+    let norm = first.product.norm.as_ref();
+    let gamma = norm.map(|(gamma, _)| gamma);
     let eight = pieces.codes.map(|codes| rounded(cx, &x, codes, gamma)).transpose()?;
-    let inputs: Vec<&[_]> =
-        [cx.inputs()].into_iter().chain(others.iter().map(|o| &o.inputs[..])).collect();
-    let outputs: Vec<_> =
-        [cx.output()].into_iter().chain(others.iter().map(|o| &o.output)).collect();
-    let mut start = Arg::Nothing;
-    let mut caches = 0;
-    for (i, _) in all.iter().enumerate().filter(|(_, m)| m.into_cache) {
-        caches |= 1 << i;
-        p.context = outputs[i].shape.rows() as u32;
-        start = Arg::from(inputs[i].get(2));
-    }
     let form = Form {
         x: x.elem,
         act: cx.act,
-        bias: first.bias.is_some(),
-        caches,
-        eps: first.norm.as_ref().map(|(_, eps)| eps.to_bits()),
+        bias: first.product.bias.is_some(),
+        caches: bits(&all, |part| part.into_cache()),
+        turns: bits(&all, |part| part.rope.is_some()),
+        eps: norm.map(|(_, eps)| eps.to_bits()),
     };
-    let mut dispatch =
-        Dispatch::new(spec(pieces, form), &p).arg(eight.as_ref().unwrap_or(&x)).arg(start);
-    for matmul in &all {
-        dispatch = dispatch.arg(matmul.bias.as_ref());
+    let mut dispatch = Dispatch::new(spec(pieces, form), &p)
+        .arg(eight.as_ref().unwrap_or(&x))
+        .arg(shared.start.as_ref());
+    for part in &all {
+        dispatch = dispatch.arg(part.product.bias.as_ref());
     }
     // Rounded, x is bound once more, as floats.
     dispatch = dispatch.arg(eight.as_ref().map_or(Arg::from(gamma), Arg::from));
-    for output in &outputs {
-        dispatch = dispatch.arg(*output);
+    for output in [cx.output()].into_iter().chain(others.iter().map(|other| &other.output)) {
+        dispatch = dispatch.arg(output);
     }
-    let total = p.total as usize;
     let dispatch = dispatch
-        .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, first.weight().format()))
+        .arg(shared.rope.map(|rope| &rope.rotary().inv_freq))
+        .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, first.product.weight.format()))
         .flops(2 * m * total * k);
     cx.dispatch(pieces.launch(dispatch, m, total, k))?;
     Ok(true)
+}
+
+fn bits(all: &[Part<'_>], test: impl Fn(Part<'_>) -> bool) -> u32 {
+    all.iter().enumerate().map(|(i, part)| u32::from(test(*part)) << i).sum()
+}
+
+/// What the kernel knows one of for all products.
+struct Shared<'a> {
+    /// Of those that turn.
+    rope: Option<&'a Rope>,
+    /// First row in the caches, first position.
+    start: Option<Operand>,
+    /// Rows of the caches.
+    context: usize,
+}
+
+impl<'a> Shared<'a> {
+    /// None if there are two of something.
+    fn of(cx: &Lower<'_>, all: &[Part<'a>], others: &[Joint]) -> Option<Shared<'a>> {
+        let inputs = [cx.inputs()].into_iter().chain(others.iter().map(|o| &o.inputs[..]));
+        let outputs = [cx.output()].into_iter().chain(others.iter().map(|o| &o.output));
+        let mut shared = Shared { rope: None, start: None, context: 0 };
+        for ((part, inputs), output) in all.iter().zip(inputs).zip(outputs) {
+            for place in part.places(inputs) {
+                if shared.start.as_ref().is_some_and(|start| !start.same(place)) {
+                    return None;
+                }
+                shared.start = Some(place.clone());
+            }
+            if part.into_cache() {
+                let context = output.shape.rows();
+                if shared.context != 0 && shared.context != context {
+                    return None;
+                }
+                shared.context = context;
+            }
+            if let Some(rope) = part.rope {
+                // A group of lanes has rows of one product, and pairs of one head.
+                let whole = part.product.weight.rows().is_multiple_of(4);
+                if !whole || shared.rope.is_some_and(|other| !rope.turns_as(other)) {
+                    return None;
+                }
+                shared.rope = Some(rope);
+            }
+        }
+        Some(shared)
+    }
+    /// For products of k channels, of `rows` rows of one batch item.
+    fn params(&self, k: usize, rows: usize) -> Params {
+        Params {
+            k: k as u32,
+            blocks: k.div_ceil(8) as u32,
+            context: self.context as u32,
+            half: self.rope.map_or(0, |rope| rope.rotary().inv_freq.len as u32),
+            d: self.rope.map_or(1, |rope| rope.d() as u32),
+            rows: rows.max(1) as u32,
+            scale: self.rope.map_or(1.0, |rope| rope.rotary().scale),
+            ..Default::default()
+        }
+    }
 }
 
 /// Variants for the shader tests.
@@ -163,9 +266,12 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for format in formats() {
         for (x, vec8) in [(Elem::F32, true), (Elem::F16, true), (Elem::F16, false)] {
-            let form = Form { x, act: x, bias: true, caches: 4, eps: Some(1e-5f32.to_bits()) };
+            let eps = Some(1e-5f32.to_bits());
+            let form = Form { x, act: x, bias: true, caches: 4, turns: 0, eps };
+            let turning = Form { caches: 6, turns: 3, ..form };
             for pieces in Pieces::all(vec8, format) {
                 specs.push(pieces.dot_part(spec(pieces, form), format));
+                specs.push(pieces.dot_part(spec(pieces.in_pairs(), turning), format));
             }
         }
     }

@@ -7,6 +7,7 @@ mod case;
 mod conv2d;
 mod judge;
 mod known;
+mod layers;
 mod lookup;
 mod matmul;
 mod norm;
@@ -90,6 +91,7 @@ impl Choice {
 pub fn problems() -> Vec<Problem> {
     let mut all = Vec::new();
     matmul::add(&mut all);
+    layers::add(&mut all);
     conv2d::add(&mut all);
     attention::add(&mut all);
     norm::add(&mut all);
