@@ -104,7 +104,7 @@ pub fn problems() -> Vec<Problem> {
 }
 
 /// Those of one op together, in the order of the tables: ops of most use first, the others as they come.
-fn by_family(problems: Vec<Problem>) -> VecDeque<Vec<Problem>> {
+fn by_family(problems: Vec<Problem>) -> Vec<Vec<Problem>> {
     const FIRST: [&str; 6] = ["matmul", "conv2d", "attention", "norm", "kv_cache", "rope"];
     let mut families: Vec<Vec<Problem>> = Vec::new();
     for problem in problems {
@@ -115,7 +115,26 @@ fn by_family(problems: Vec<Problem>) -> VecDeque<Vec<Problem>> {
     }
     let place = |of: &Vec<Problem>| FIRST.iter().position(|op| *op == of[0].op);
     families.sort_by_key(|of| place(of).unwrap_or(FIRST.len()));
-    families.into()
+    families
+}
+
+/// Problems that share kernels, which each worker would compile anew: those of one op and one format of weights, or one width of
+/// heads. Each with its place in the whole list.
+fn sharing(problems: Vec<Problem>) -> VecDeque<Vec<(usize, Problem)>> {
+    let mut families: Vec<(String, Vec<(usize, Problem)>)> = Vec::new();
+    for (place, problem) in problems.into_iter().enumerate() {
+        let part = match problem.op {
+            "matmul" | "conv2d" | "embed" => problem.spec.split([' ', ',']).next(),
+            "attention" => problem.shape.rsplit(' ').next(),
+            _ => None,
+        };
+        let key = format!("{} {}", problem.op, part.unwrap_or_default());
+        match families.iter_mut().find(|(of, _)| *of == key) {
+            Some((_, family)) => family.push((place, problem)),
+            None => families.push((key, vec![(place, problem)])),
+        }
+    }
+    families.into_iter().map(|(_, family)| family).collect()
 }
 
 /// What [`run`] found on one adapter.
@@ -172,14 +191,7 @@ pub fn run(
     let adapter = Gpu::open(options)?.adapter().clone();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let workers = cores.clamp(1, WORKERS);
-    // Those of one op share kernels, which each worker would compile anew. Each with the place of its first problem.
-    let mut place = 0;
-    let families = by_family(problems).into_iter().map(|of| {
-        let first = place;
-        place += of.len();
-        (first, of)
-    });
-    let families = Mutex::new(families.collect::<VecDeque<(usize, Vec<Problem>)>>());
+    let families = Mutex::new(sharing(problems));
     let (send, receive) = channel();
     let (mut cases, mut compiled, mut done) = (Vec::new(), (0, 0.0), 0);
     let ended = std::thread::scope(|scope| {
@@ -250,7 +262,7 @@ enum News {
 fn work(
     open: &dyn Fn() -> Result<(Vec<TierDevice>, Vec<(Tier, String)>)>,
     mut devices: Option<Vec<TierDevice>>,
-    families: &Mutex<VecDeque<(usize, Vec<Problem>)>>,
+    families: &Mutex<VecDeque<Vec<(usize, Problem)>>>,
     send: &Sender<News>,
 ) -> Result<()> {
     // Nobody listens any more where the run has ended.
@@ -258,13 +270,13 @@ fn work(
     let mut losses = 0;
     loop {
         let next = families.lock().unwrap_or_else(|e| e.into_inner()).pop_front();
-        let Some((first, family)) = next else { break };
-        for (index, problem) in (first..).zip(&family) {
+        let Some(family) = next else { break };
+        for (index, problem) in &family {
             let opened = match devices.take() {
                 Some(devices) => devices,
                 None => open()?.0,
             };
-            let mut on_case = |case| tell(News::Case(index, Box::new(case)));
+            let mut on_case = |case| tell(News::Case(*index, Box::new(case)));
             match Trial::new(problem).run(&opened, &mut on_case) {
                 Ok(()) => devices = Some(opened),
                 // A case has told of the loss; the next problem gets new devices.
