@@ -22,10 +22,13 @@ fn main(
     if (n >= p.n) { return; }
     let m = group.z;
     var sum = 0.0;
-    for (var c8 = 0u; c8 < p.blocks; c8++) {
-        let w = weight8(n, 0u, c8);
-        let v = load8(m * p.k, c8, p.k);
-        sum += dot(v.lo, w.lo) + dot(v.hi, w.hi);
+    for (var first = 0u; first < p.blocks; first += HELD) {
+        let held = weight_held(n, 0u, first);
+        for (var c8 = first; c8 < min(first + HELD, p.blocks); c8++) {
+            let w = weight8_of(n, 0u, c8, held);
+            let v = load8(m * p.k, c8, p.k);
+            sum += dot(v.lo, w.lo) + dot(v.hi, w.hi);
+        }
     }
     store(m, n, sum);
 }

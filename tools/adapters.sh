@@ -98,7 +98,7 @@ for name in $names; do
         continue
     fi
     stack "$name" test $level -o "$out/$name.json" >/dev/null || failed="$failed $name"
-    [ -n "${NO_BENCH:-}" ] || stack "$name" bench --ops --quick -o "$out/$name-bench.json" >/dev/null || failed="$failed $name-bench"
+    [ -n "${NO_BENCH:-}" ] || stack "$name" bench --ops -o "$out/$name-bench.json" >/dev/null || failed="$failed $name-bench"
 done
 [ "$level" = --full ] || "$inknib" report "$out"/*.json -o "$out/index.html" -o "$out/README.md"
 [ -z "$failed" ] || { say "did not pass:$failed"; exit 1; }

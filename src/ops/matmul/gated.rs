@@ -71,7 +71,8 @@ impl Op for Gated {
         let (m, n, k) = (x.shape.rows(), self.gate.weight.rows(), x.shape.last());
         let missing = || Error::Runtime("a gated unit has no kernel here".into());
         let codes = self.gate.codes(cx).filter(|_| self.up.codes(cx).is_some());
-        let pieces = Pieces::fit(cx, codes, (m, k, 2 * n)).ok_or_else(missing)?.in_pairs();
+        let formats = (self.gate.weight.format(), codes);
+        let pieces = Pieces::fit(cx, formats, (m, k, 2 * n)).ok_or_else(missing)?.in_pairs();
         let chunks = [&self.gate, &self.up].map(|m| m.weight.chunks().first());
         let [Some(a), Some(b)] = chunks else { return Err(missing()) };
         let places = a.beside([a, b].into_iter()).ok_or_else(missing)?;

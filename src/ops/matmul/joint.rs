@@ -156,7 +156,7 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
     let rounds = |part: &Part<'_>| part.product.codes(cx);
     let codes = rounds(&first).filter(|_| all.iter().all(|part| rounds(part).is_some()));
     let total = all.iter().map(|part| part.product.weight.rows()).sum();
-    let few = Pieces::fit(cx, codes, (m, k, total));
+    let few = Pieces::fit(cx, (first.product.weight.format(), codes), (m, k, total));
     let Some(pieces) = few.filter(|_| cx.caps.max_storage_buffers >= BUFFERS) else {
         return Ok(false);
     };

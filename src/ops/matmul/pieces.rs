@@ -17,16 +17,30 @@ const GAMMA_VEC: Source = source!("parts/gamma_vec.wgsl");
 const GAMMA_SCALAR: Source = source!("parts/gamma_scalar.wgsl");
 const LANES_SUBGROUP: Source = source!("parts/lanes_subgroup.wgsl");
 const LANES_WORKGROUP: Source = source!("parts/lanes_workgroup.wgsl");
+const LANES_ONE: Source = source!("parts/lanes_one.wgsl");
+/// Invocations of a workgroup whose lanes are a processor's: as many as compute at once, so that few rows of w busy all cores.
+const SOFTWARE_WG: u32 = 8;
 
 /// Few rows of x: `lanes` invocations for `rows` outputs, which add up by the subgroup's operations or in workgroup memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pieces {
     lanes: u32,
     rows: u32,
-    subgroup: bool,
+    sums: Sums,
     vec8: bool,
     /// In what order x is rounded, if it is.
     pub(super) codes: Option<Codes>,
+}
+
+/// How the lanes of a row add up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sums {
+    /// By the subgroup's operations.
+    Subgroup,
+    /// In workgroup memory.
+    Workgroup,
+    /// There is one lane, of a processor.
+    One,
 }
 
 /// In what order x is rounded for weights that integers can be multiplied with; None for others.
@@ -41,20 +55,21 @@ pub(super) fn codes(format: Format) -> Option<Codes> {
 }
 
 impl Pieces {
-    /// As many rows of w for each group of lanes as leave enough lanes to keep memory busy. None where a processor plays the GPU,
-    /// unless x is rounded, and for many rows of x.
+    /// As many rows of w for each group of lanes as leave enough lanes to keep memory busy. None for many rows of x, and where a
+    /// processor plays the GPU and has something better: eight lanes that share x, or, for floats, one row for each invocation.
     pub(super) fn fit(
         cx: &Lower<'_>,
-        codes: Option<Codes>,
+        (format, codes): (Format, Option<Codes>),
         (m, k, n): (usize, usize, usize),
     ) -> Option<Pieces> {
-        if (cx.software() && codes.is_none()) || cx.reference() || m > VEC_ROWS {
+        let better = cx.eight_lanes() || matches!(format, Format::F32 | Format::F16);
+        if (cx.software() && better && codes.is_none()) || cx.reference() || m > VEC_ROWS {
             return None;
         }
         let vec8 = k.is_multiple_of(8);
         if cx.software() {
             // Lanes of one thread: each has rows of its own.
-            return Some(Pieces { lanes: 1, rows: 4, subgroup: false, vec8, codes });
+            return Some(Pieces { lanes: 1, rows: 4, sums: Sums::One, vec8, codes });
         }
         let lanes = 32.min(k.div_ceil(32).next_power_of_two()) as u32;
         let rows = [4, 2]
@@ -62,7 +77,8 @@ impl Pieces {
             .find(|rows| n / rows * lanes as usize >= cx.caps.tuning.busy_lanes as usize)
             .unwrap_or(1);
         let subgroup = cx.caps.subgroups && cx.caps.subgroup_min >= lanes;
-        Some(Pieces { lanes, rows: rows as u32, subgroup, vec8, codes })
+        let sums = if subgroup { Sums::Subgroup } else { Sums::Workgroup };
+        Some(Pieces { lanes, rows: rows as u32, sums, vec8, codes })
     }
     /// The same with two rows at least, which belong to two weights.
     pub(super) fn in_pairs(self) -> Pieces {
@@ -70,14 +86,22 @@ impl Pieces {
     }
     /// Those of the shader tests.
     pub(super) fn all(vec8: bool, format: Format) -> impl Iterator<Item = Pieces> {
-        let forms = [(1, 1, true), (16, 2, true), (32, 4, true), (32, 4, false), (1, 4, false)];
+        let forms = [
+            (1, 1, Sums::Subgroup),
+            (16, 2, Sums::Subgroup),
+            (32, 4, Sums::Subgroup),
+            (32, 4, Sums::Workgroup),
+            (1, 4, Sums::One),
+        ];
         let eight = codes(format).filter(|_| vec8);
         let with = move |codes: Option<Codes>| {
-            // The last is for software, which rounds.
-            let forms = forms.into_iter().take(if codes.is_some() { 5 } else { 4 });
-            forms.map(move |(lanes, rows, subgroup)| Pieces { lanes, rows, subgroup, vec8, codes })
+            let of = move |(lanes, rows, sums)| Pieces { lanes, rows, sums, vec8, codes };
+            forms.into_iter().map(of)
         };
         with(None).chain(eight.into_iter().flat_map(move |codes| with(Some(codes))))
+    }
+    fn workgroup(self) -> u32 {
+        if self.sums == Sums::One { SOFTWARE_WG } else { VEC_WG }
     }
     /// Joins the part that multiplies thirty-two channels of this format with x as it is here.
     pub(super) fn dot_part(self, spec: Spec, format: Format) -> Spec {
@@ -88,7 +112,8 @@ impl Pieces {
     }
     /// For m rows of x of k channels, by n rows of w.
     pub(super) fn launch(self, dispatch: Dispatch, m: usize, n: usize, k: usize) -> Dispatch {
-        let mut dispatch = dispatch.linear(n, (VEC_WG / self.lanes * self.rows) as usize);
+        let rows = self.workgroup() / self.lanes * self.rows;
+        let mut dispatch = dispatch.linear(n, rows as usize);
         dispatch.groups[2] = m as u32;
         dispatch.trips(k.div_ceil(32 * self.lanes as usize) + 16)
     }
@@ -103,10 +128,14 @@ pub(super) fn load_pieces(
     eps: Option<u32>,
     gamma: u32,
 ) -> Spec {
-    let Pieces { lanes, rows, subgroup, vec8, codes } = pieces;
-    let spec = spec.u32("LANES", lanes).u32("ROWS", rows).u32("WG_X", VEC_WG);
+    let Pieces { lanes, rows, sums, vec8, codes } = pieces;
+    let spec = spec.u32("LANES", lanes).u32("ROWS", rows).u32("WG_X", pieces.workgroup());
     let spec = spec.flag("NORM", eps.is_some()).u32("EPS", eps.unwrap_or(0));
-    let spec = spec.part(self::lanes(subgroup)).u32("GAMMA", gamma);
+    let adding = match sums {
+        Sums::One => LANES_ONE,
+        _ => self::lanes(sums == Sums::Subgroup),
+    };
+    let spec = spec.part(adding).u32("GAMMA", gamma);
     let spec = spec.part(PART);
     match codes {
         Some(_) => spec.alias4("xload", Elem::U32).part(FETCH_I8),

@@ -45,7 +45,7 @@ impl Variant {
             return Variant::Reference;
         }
         if m <= VEC_ROWS {
-            return match Pieces::fit(cx, codes, (m, k, n)) {
+            return match Pieces::fit(cx, (format, codes), (m, k, n)) {
                 _ if !whole_groups(format, k) => Variant::Vec { vec8 },
                 Some(pieces) => Variant::Pieces(pieces),
                 None if cx.eight_lanes() && n >= VEC_LANES_ROWS => Variant::VecLanes { vec8 },
@@ -92,7 +92,8 @@ impl Variant {
             Variant::Vec { .. } => {
                 let mut d = dispatch.linear(n, VEC_WG as usize);
                 d.groups[2] = m as u32;
-                d.trips(blocks)
+                // A group has two blocks at least.
+                d.trips(blocks + blocks.div_ceil(2))
             }
             Variant::Pieces(pieces) => pieces.launch(dispatch, m, n, k),
             Variant::VecLanes { .. } => {
