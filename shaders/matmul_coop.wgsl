@@ -20,7 +20,7 @@ fn row8(m: u32, c8: u32) -> Eight {
 }
 
 fn column8(n: u32, c8: u32) -> Eight {
-    return weight8(min(n, p.n - 1u), 0u, min(c8, p.blocks - 1u));
+    return weight8(row_of(min(n, p.n - 1u)), 0u, min(c8, p.blocks - 1u));
 }
 
 // Workgroups of which part of k, of groups.z.

@@ -114,7 +114,10 @@ fn count_uses(nodes: &[Node], roots: &HashSet<usize>) -> Vec<usize> {
 }
 
 fn absorb(node: &Node, next: &Node, slot: usize) -> Option<Rc<dyn Op>> {
-    node.op.as_ref()?.absorb(next.op.as_deref()?, slot)
+    let op = next.op.as_deref()?;
+    // What is written in place has the shape of what it is written into.
+    let same = node.shape.len() == next.shape.len() || op.in_place().is_some();
+    node.op.as_ref().filter(|_| same)?.absorb(op, slot)
 }
 
 fn pair(node: &Node, next: &Node, slot: usize) -> Option<Rc<dyn Op>> {
@@ -131,15 +134,12 @@ fn join_one(
     roots: &HashSet<usize>,
     join: impl Fn(&Node, &Node, usize) -> Option<Rc<dyn Op>>,
 ) -> bool {
-    let Some(next) = nodes[consumer].op.clone() else { return false };
     // Later inputs first: in `x + f(x)` the branch computed last is the one to absorb into.
     for slot in (0..nodes[consumer].inputs.len()).rev() {
         let producer = nodes[consumer].inputs[slot];
         let node = &nodes[producer];
         let alone = uses[producer] == 1 && !roots.contains(&producer);
-        // What is written in place has the shape of what it is written into.
-        let same = node.shape.len() == nodes[consumer].shape.len() || next.in_place().is_some();
-        if !alone || !same {
+        if !alone {
             continue;
         }
         let Some(fused) = join(node, &nodes[consumer], slot) else { continue };

@@ -2,6 +2,7 @@
 
 pub(super) mod coop;
 pub mod gated;
+mod geglu;
 pub mod joint;
 pub(super) mod pieces;
 mod turned;
@@ -19,7 +20,6 @@ pub(crate) use variant::{info, parts};
 use super::gather::gather;
 use super::kv_cache::KvWrite;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
-use super::rope::Rope;
 use super::round8::{Codes, rounded};
 use crate::gpu::Elem;
 use crate::graph::{
@@ -52,6 +52,8 @@ pub(super) enum Tail {
     Add,
     /// The other half of a gated unit, `[.., N]`.
     Multiply,
+    /// No input: the second half of the product gates the first.
+    Geglu,
 }
 
 /// Inputs: x `[.., K]`; the tail `[.., N]` if there is one; of a product that goes into a cache, the cache `[1, context, N]`
@@ -162,10 +164,14 @@ impl Op for Matmul {
         joint::joins(self, inputs, other, theirs)
     }
     fn pair(&self, next: &dyn Op, slot: usize, rows: usize) -> Option<Rc<dyn Op>> {
-        match next.as_any().downcast_ref::<Rope>() {
-            Some(rope) => turned::pair(self, rope, rows),
-            None => gated::pair(next.as_any().downcast_ref().filter(|_| slot == 1)?, self, rows),
+        let next = next.as_any();
+        if let Some(rope) = next.downcast_ref() {
+            return turned::pair(self, rope, rows);
         }
+        if let Some(halves) = next.downcast_ref() {
+            return geglu::pair(self, halves, rows);
+        }
+        gated::pair(next.downcast_ref().filter(|_| slot == 1)?, self, rows)
     }
     fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
         joint::lower(cx, self, others)
@@ -205,7 +211,12 @@ impl Op for Matmul {
         if let [chunk] = self.weight.chunks()
             && m <= window.min(rows_per_dispatch(cx, 2 * chunk.rows * k))
         {
-            return match variant.splits(cx, (m, k, chunk.rows)) {
+            let splits = match self.tail {
+                // Values and gates have to come to one invocation.
+                Tail::Geglu => 1,
+                _ => variant.splits(cx, (m, k, chunk.rows)),
+            };
+            return match splits {
                 1 => {
                     let dispatch =
                         self.dispatch(cx, (variant, &eight), chunk, (0, m), (0, m), None)?;
@@ -294,9 +305,12 @@ impl Matmul {
         dispatch: Dispatch,
         bind: impl Fn(&Operand) -> Arg,
     ) -> Dispatch {
+        let dispatch = dispatch.arg(self.bias.as_ref());
+        if self.tail == Tail::Geglu {
+            return dispatch.arg(bind(cx.output()));
+        }
         let tail = cx.inputs().get(1).filter(|_| self.tail != Tail::None);
         dispatch
-            .arg(self.bias.as_ref())
             .arg(tail.map_or(Arg::Nothing, &bind))
             .arg(bind(cx.output()))
             .arg(cx.inputs().get(2).filter(|_| self.into_cache))

@@ -107,8 +107,8 @@ pub struct Binary {
 
 /// y[.., c] = a[.., c] · activation(a[.., C + c])
 #[derive(Clone, Copy, Debug)]
-struct GatedHalves {
-    act: Act,
+pub(super) struct GatedHalves {
+    pub(super) act: Act,
 }
 
 #[derive(Clone, Copy, Debug)]

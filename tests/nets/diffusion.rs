@@ -71,6 +71,16 @@ fn unet_of_ddpm() {
     check("unet2d_ddpm", 8, &[]);
 }
 
+/// The kernels as a real GPU gets them: tiles of sixty-four, gates and norms in one launch, sums in parts.
+#[test]
+fn kernels_for_hardware_give_the_same() {
+    let Some(gpu) = gpu() else { return };
+    for case in ["unet_sd15", "unet_sd21", "unet_sdxl", "unet2d", "clip_l", "clip_g", "vae_kl"] {
+        let report = verify(folder(case), "fp32", Kernels::Hardware, gpu).unwrap();
+        expect(&report, Kernels::Hardware, &[]);
+    }
+}
+
 #[test]
 fn controlnet_residuals() {
     check("controlnet", 14, &["unet_out"]);

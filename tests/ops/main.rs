@@ -20,6 +20,7 @@ mod harness;
 mod kv_cache;
 mod matmul;
 mod matmul_gated;
+mod matmul_geglu;
 mod matmul_joint;
 mod matmul_turned;
 mod moments;

@@ -39,6 +39,10 @@ impl Coop {
             .into_iter()
             .flat_map(|(edge, subgroup)| [2, 4].map(|across| Coop { edge, subgroup, across }))
     }
+    /// Rows and columns of a matrix.
+    pub(in crate::ops) fn edge(self) -> u32 {
+        self.edge
+    }
     /// Rows and columns of a workgroup.
     pub(in crate::ops) fn tile(self) -> usize {
         (2 * self.across * self.edge) as usize

@@ -22,6 +22,9 @@ const VEC_LANES: Source = source!("matmul_vec_lanes.wgsl");
 const REFERENCE: Source = source!("reference/matmul.wgsl");
 /// What becomes of a product, in all but the reference.
 const OUT: Source = source!("parts/matmul_out.wgsl");
+const OUT_GEGLU: Source = source!("parts/matmul_out_geglu.wgsl");
+const ROWS_PLAIN: Source = source!("parts/rows_plain.wgsl");
+const ROWS_PAIRED: Source = source!("parts/rows_paired.wgsl");
 pub(super) const ACTIVATION: Source = source!("parts/activation.wgsl");
 pub(in crate::ops) const X_VEC: Source = source!("parts/x_vec.wgsl");
 pub(in crate::ops) const X_SCALAR: Source = source!("parts/x_scalar.wgsl");
@@ -215,15 +218,25 @@ pub(super) fn spec(variant: Variant, form: Form) -> Spec {
         Variant::VecLanes { vec8 } => load(Spec::new(VEC_LANES), vec8),
         Variant::Tile { vec8 } => load(Spec::new(TILE).u32("WG_X", TILE_WG), vec8),
         Variant::Lanes { tall, vec8 } => load(Spec::new(LANES).flag("TALL", tall), vec8),
-        Variant::Tiled { vec8 } => load(Spec::new(TILED).part(TILE64), vec8),
+        Variant::Tiled { vec8 } => rows(load(Spec::new(TILED).part(TILE64), vec8), form, 32),
         Variant::Coop { coop, vec8 } => {
-            load(coop.join(Spec::new(COOP)).u32("WG_X", coop.workgroup()), vec8)
+            let spec = coop.join(Spec::new(COOP)).u32("WG_X", coop.workgroup());
+            rows(load(spec, vec8), form, coop.edge())
         }
     };
     match variant {
         Variant::Reference => epilogue(spec, form),
         _ if form.partial => spec.part(PARTIAL),
+        _ if form.tail == Tail::Geglu => halves(spec.part(OUT_GEGLU), form),
         _ => epilogue(spec.part(OUT), form),
+    }
+}
+
+/// Which rows of w a tile has; of a weight in halves so many of one beside those of the other.
+fn rows(spec: Spec, form: Form, pair: u32) -> Spec {
+    match form.tail {
+        Tail::Geglu => spec.part(ROWS_PAIRED).u32("PAIR", pair),
+        _ => spec.part(ROWS_PLAIN),
     }
 }
 
@@ -237,12 +250,17 @@ pub(in crate::ops) fn adding(spec: Spec, parts: usize) -> Spec {
     spec.part(ADD_PARTIAL).u32("PARTS", parts as u32)
 }
 
-fn epilogue(spec: Spec, form: Form) -> Spec {
+/// What every epilogue has.
+fn halves(spec: Spec, form: Form) -> Spec {
     spec.part(ACTIVATION)
-        .alias("act", form.act)
         .alias("out", form.out)
         .u32("ACT", form.activation as u32)
         .flag("BIAS", form.bias)
+}
+
+fn epilogue(spec: Spec, form: Form) -> Spec {
+    halves(spec, form)
+        .alias("act", form.act)
         .flag("RESIDUAL", form.tail != Tail::None)
         .flag("MULTIPLY", form.tail == Tail::Multiply)
         .flag("INTO_CACHE", form.into_cache)
@@ -292,9 +310,11 @@ pub(crate) fn info() -> Vec<OpInfo> {
                 }
                 specs.push(dot_part(spec(Variant::VecLanes { vec8 }, form), format));
                 let sums = Form { partial: true, ..form };
+                let geglu = Form { tail: Tail::Geglu, into_cache: false, ..form };
+                specs.push(weight_part(spec(Variant::Tiled { vec8 }, geglu), format));
                 specs.push(weight_part(spec(Variant::Tiled { vec8 }, sums), format));
                 for coop in Coop::all().filter(|_| x == Elem::F16) {
-                    for form in [form, sums] {
+                    for form in [form, sums, geglu] {
                         specs.push(weight_part(spec(Variant::Coop { coop, vec8 }, form), format));
                     }
                 }
