@@ -171,6 +171,10 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
         (p.words[i], p.scales[i], p.cubic[i]) = side(part.product, *place);
         p.total += rows;
     }
+    // A group of lanes has rows of one product then, and pairs of one head.
+    if shared.rope.is_some() && p.begins.iter().any(|begin| !begin.is_multiple_of(4)) {
+        return Ok(false);
+    }
     let norm = first.product.norm.as_ref();
     let gamma = norm.map(|(gamma, _)| gamma);
     let eight = pieces.codes.map(|codes| rounded(cx, &x, codes, gamma)).transpose()?;
@@ -236,9 +240,7 @@ impl<'a> Shared<'a> {
                 shared.context = context;
             }
             if let Some(rope) = part.rope {
-                // A group of lanes has rows of one product, and pairs of one head.
-                let whole = part.product.weight.rows().is_multiple_of(4);
-                if !whole || shared.rope.is_some_and(|other| !rope.turns_as(other)) {
+                if shared.rope.is_some_and(|other| !rope.turns_as(other)) {
                     return None;
                 }
                 shared.rope = Some(rope);
