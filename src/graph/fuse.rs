@@ -1,5 +1,5 @@
 //! Fusion: a producer absorbs its only consumer where the op knows how ([`super::Op::absorb`]), one that is cheap goes
-//! into each of several ([`super::Op::fold`]), and two of few rows become one ([`super::Op::pair`]).
+//! into each of several ([`super::Op::fold`]), and two that kernels for a real GPU compute at once become one ([`super::Op::pair`]).
 
 use std::collections::HashSet;
 use std::rc::Rc;
