@@ -145,3 +145,46 @@ fn queries_and_keys_turn_in_the_launch_of_their_products() {
         }
     }
 }
+
+/// What the launch knows one of: positions that differ, and a product before the heads that ends within a group of lanes, are
+/// computed one by one.
+#[test]
+fn products_that_share_less_are_right_as_well() {
+    let Some(gpu) = gpu() else { return };
+    let (k, d, act) = (64, 16, Elem::F32);
+    let inv_freq: Vec<f32> = (0..d / 2).map(|i| 0.5 / (i + 1) as f32).collect();
+    let rotary =
+        Rotary { inv_freq: Vector::upload(gpu, "inv_freq", &inv_freq).unwrap(), scale: 1.0 };
+    let x = randn(1, k);
+    for (first, starts) in [(33, [5, 5]), (32, [5, 7])] {
+        let packed = [first, 2 * d, d].map(|rows| {
+            let w = randn(rows as u64, rows * k);
+            Packed::pack(&w, Layout::linear(rows, k), &"int8-g64".parse().unwrap(), None).unwrap()
+        });
+        let parts = packed.each_ref().map(|p| ("w", p));
+        let weights = Weight::upload_beside(gpu, &parts).unwrap().expect("one form");
+        let graph = Graph::new(act);
+        let input = graph.literal([1, 1, k], x.clone());
+        // Positions that are the same are one value of the graph.
+        let at = position(gpu, &graph, starts[0]);
+        let other = if starts[0] == starts[1] { at } else { position(gpu, &graph, starts[1]) };
+        graph.output("v", linear(input, &weights[0], None));
+        graph.output("q", rope(linear(input, &weights[1], None), at, &rotary, 2));
+        graph.output("k", rope(linear(input, &weights[2], None), other, &rotary, 1));
+        let options =
+            PlanOptions { kernels: Kernels::Hardware, poison: true, ..Default::default() };
+        let plan = Plan::new(gpu, &graph, &options).unwrap();
+        plan.run().unwrap();
+        for (i, (name, heads)) in [("v", 0), ("q", 2), ("k", 1)].into_iter().enumerate() {
+            let mut want = oracle(&x, &packed[i].decode(), None, None, Act::None, k);
+            if heads > 0 {
+                let y: Vec<f32> = want.iter().map(|v| *v as f32).collect();
+                let case = rope::Case { rows: 1, heads, d, start: starts[i - 1], scale: 1.0 };
+                want = rope::oracle(&y, &inv_freq, case);
+            }
+            let e = nmse(&plan.read(name).unwrap(), &want);
+            assert!(e <= tolerance(act), "{name}, {first} rows, {starts:?}: {e:.2e}");
+        }
+        assert!(plan.launches().len() > 1);
+    }
+}

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::graph::{Lower, Op};
 use crate::ops::pointwise::GatedHalves;
 
-/// Rows of each half that a tile has at least, or a multiple of what it has.
+/// Rows of each half in a tile; those in a pair of matrices, 8 or 16, divide them.
 const ROWS: usize = 32;
 
 /// Input: x `[.., K]`; `[.., N]` by a weight of 2N rows.

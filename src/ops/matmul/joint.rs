@@ -78,7 +78,7 @@ impl<'a> Part<'a> {
         self.rope.map_or(self.product.into_cache, |rope| rope.in_place().is_some())
     }
     /// Those of the op's inputs that name its first row in a cache and its first position.
-    fn places<T>(self, inputs: &[T]) -> impl Iterator<Item = &T> {
+    fn places(self, inputs: &[Operand]) -> impl Iterator<Item = &Operand> {
         let (position, row) = match self.rope {
             Some(_) => (inputs.get(1), inputs.get(3)),
             None => (None, inputs.get(2)),
@@ -93,21 +93,12 @@ pub(super) fn plain(m: &Matmul) -> bool {
     alone && m.weight.columns().is_none()
 }
 
-/// Whether one launch may compute these products of the same x; `inputs` and `theirs` are what both ops read.
+/// Whether one launch may compute these products of the same x; `inputs` and `theirs` are what both ops read. What else all of
+/// them have to share is seen when they are lowered ([`Shared`]).
 pub(super) fn joins(one: &dyn Op, inputs: &[usize], other: &dyn Op, theirs: &[usize]) -> bool {
     let (Some(a), Some(b)) = (Part::of(one), Part::of(other)) else { return false };
-    let mut places = a.places(inputs).chain(b.places(theirs));
-    let first = places.next();
-    let turn = match (a.rope, b.rope) {
-        (Some(a), Some(b)) => a.turns_as(b),
-        _ => true,
-    };
-    inputs.first() == theirs.first()
-        && places.all(|place| Some(place) == first)
-        && turn
-        && plain(a.product)
-        && plain(b.product)
-        && alike(a.product, b.product)
+    let (a, b) = (a.product, b.product);
+    inputs.first() == theirs.first() && plain(a) && plain(b) && alike(a, b)
 }
 
 /// Whether one kernel can multiply with the weights of both, behind the same norm.
@@ -164,7 +155,8 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
         if all.iter().any(|part| part.rope.is_some()) { pieces.in_pairs() } else { pieces };
     let Some(shared) = Shared::of(cx, &all, others) else { return Ok(false) };
 
-    let mut p = shared.params(k, x.shape.dims().get(1).copied().unwrap_or(m));
+    let rows = if let [_, rows, _] = x.shape.dims() { *rows } else { m };
+    let mut p = shared.params(k, rows);
     for (i, (part, place)) in all.iter().zip(&places).enumerate() {
         let rows = part.product.weight.rows() as u32;
         (p.begins[i], p.counts[i]) = (p.total, rows);

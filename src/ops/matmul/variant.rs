@@ -227,7 +227,7 @@ pub(super) fn spec(variant: Variant, form: Form) -> Spec {
     match variant {
         Variant::Reference => epilogue(spec, form),
         _ if form.partial => spec.part(PARTIAL),
-        _ if form.tail == Tail::Geglu => halves(spec.part(OUT_GEGLU), form),
+        _ if form.tail == Tail::Geglu => result(spec.part(OUT_GEGLU), form),
         _ => epilogue(spec.part(OUT), form),
     }
 }
@@ -251,7 +251,7 @@ pub(in crate::ops) fn adding(spec: Spec, parts: usize) -> Spec {
 }
 
 /// What every epilogue has.
-fn halves(spec: Spec, form: Form) -> Spec {
+fn result(spec: Spec, form: Form) -> Spec {
     spec.part(ACTIVATION)
         .alias("out", form.out)
         .u32("ACT", form.activation as u32)
@@ -259,7 +259,7 @@ fn halves(spec: Spec, form: Form) -> Spec {
 }
 
 fn epilogue(spec: Spec, form: Form) -> Spec {
-    halves(spec, form)
+    result(spec, form)
         .alias("act", form.act)
         .flag("RESIDUAL", form.tail != Tail::None)
         .flag("MULTIPLY", form.tail == Tail::Multiply)

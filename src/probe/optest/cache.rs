@@ -76,13 +76,17 @@ pub fn add(all: &mut Vec<Problem>) {
     }
 }
 
+/// How fast the pairs of r channels turn, in radians per position (RoFormer).
+pub(super) fn frequencies(r: usize) -> Vec<f32> {
+    (0..r / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / r as f32)).collect()
+}
+
 fn turn([b, s, heads, d, r, start]: [usize; 6], level: (Set, Level)) -> Problem {
     let shape = format!("{b}x{s}, {heads} heads of {d} from {start} on");
     let spec = if r == d { "all channels".to_string() } else { format!("{r} channels") };
     Problem::new("rope", spec, shape, level, move |site| {
         let x = site.data(29, b * s * heads * d);
-        let inv_freq: Vec<f32> =
-            (0..r / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / r as f32)).collect();
+        let inv_freq = frequencies(r);
         let (start, scale) = (start as u32, 1.19);
         let case = rope::Case { rows: s, heads, d, start, scale };
         let want = site.want(|| rope::oracle(&x, &inv_freq, case));
@@ -100,8 +104,7 @@ fn turn_two([s, heads, kv_heads, d, r, start]: [usize; 6], level: (Set, Level)) 
     let shape = format!("{s}, {heads}+{kv_heads} heads of {d} from {start} on");
     Problem::new("rope", format!("two, {r} channels"), shape, level, move |site| {
         let (q, k) = (site.data(29, s * heads * d), site.data(30, s * kv_heads * d));
-        let inv_freq: Vec<f32> =
-            (0..r / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / r as f32)).collect();
+        let inv_freq = frequencies(r);
         let (start, scale) = (start as u32, 1.0);
         let turned = |x: &[f32], heads| {
             rope::oracle(x, &inv_freq, rope::Case { rows: s, heads, d, start, scale })

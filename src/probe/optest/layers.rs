@@ -1,6 +1,7 @@
 //! What decoding makes one launch of: queries, keys and values behind a norm, turned and into their caches, and the two halves of a
 //! gated unit. The same expressions of many rows are launches of their own.
 
+use super::cache::frequencies;
 use super::matmul::{FOREIGN, FORMATS, weight};
 use super::problem::{Feed, Level, Prepared, Problem, Set, Site, normal};
 use crate::graph::{Vector, Weight};
@@ -14,9 +15,8 @@ use crate::quant::{Layout, Packed};
 use crate::{Error, Result};
 
 const EPS: f32 = 1e-5;
-/// A norm, a product, what becomes of it, and attention: each stores its result, so four roundings where an op has one, and
-/// a factor of two for what attention makes of errors of scores.
-const SLACK: f64 = 8.0;
+/// A norm, a product, what becomes of it, and attention: each stores its result, so four roundings where an op has one.
+const SLACK: f64 = 4.0;
 
 pub fn add(all: &mut Vec<Problem>) {
     let (quick, usual) = (Level::Quick, Level::Usual);
@@ -107,8 +107,7 @@ fn heads(size: [usize; 7], spec: &'static str, level: (Set, Level)) -> Problem {
     Problem::new("matmul", name, shape, level, move |site| {
         let parts = Beside::new(site, spec, &[heads * d, kv * d, kv * d], k)?;
         let x = site.data(38, m * k);
-        let inv_freq: Vec<f32> =
-            (0..r / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / r as f32)).collect();
+        let inv_freq = frequencies(r);
         let rotary = Rotary { inv_freq: site.vector(&inv_freq)?, scale: 1.19 };
         let before = [36, 37].map(|seed| site.data(seed, start * kv * d));
         // Queries and keys have a deviation near √k, so scores have one near a tenth: their relative errors in f16 are the absolute
