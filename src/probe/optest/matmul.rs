@@ -113,14 +113,6 @@ pub fn add(all: &mut Vec<Problem>) {
             }
         }
     }
-    // Halves that real GPUs gate in their tiles.
-    for spec in ["int4-g64-cubic", "fp16", "int8-g64", "int4-g32-min"] {
-        let level = if spec == "int4-g64-cubic" { Level::Quick } else { Level::Usual };
-        for size in [[21, 128, 136], [77, 192, 72]] {
-            add(size, spec, Then::Geglu, (Set::Edges, level));
-        }
-        add([256, 2560, 320], spec, Then::Geglu, (Set::Sd15, Level::Full));
-    }
     for m in [1, 2, 8, 9, 16, 17, 63, 64, 65] {
         for (n, k) in [(8, 8), (63, 127), (64, 64), (65, 129), (128, 256)] {
             let spec = FORMATS[(m + n) % 5];
@@ -152,8 +144,20 @@ pub fn add(all: &mut Vec<Problem>) {
             all.push(in_eight_bits(size, spec, (Set::Ragged, level)));
         }
     }
+    gates(all);
     models(all);
     all.extend([windowed("int4-g64-cubic"), windowed("fp32"), windowed("int4-g32-min")]);
+}
+
+/// Halves that real GPUs gate in their tiles.
+fn gates(all: &mut Vec<Problem>) {
+    for spec in ["int4-g64-cubic", "fp16", "int8-g64", "int4-g32-min"] {
+        let level = if spec == "int4-g64-cubic" { Level::Quick } else { Level::Usual };
+        for size in [[21, 128, 136], [77, 192, 72]] {
+            all.push(problem(size, spec, Then::Geglu, (Set::Edges, level)));
+        }
+        all.push(problem([256, 2560, 320], spec, Then::Geglu, (Set::Sd15, Level::Full)));
+    }
 }
 
 /// Sizes of layers: rows of x, rows of w, their length.
