@@ -1,5 +1,5 @@
-//! What a model asks of a large GPU, before there is one: `cargo run --release --example occupancy -- MODEL [SIZE]`. One token after SIZE - 1
-//! others of a language model (1024), or one evaluation of a UNet (a folder with `unet`) for a picture of SIZE pixels (512) and its guidance.
+//! What a model asks of a large GPU, before there is one: `cargo run --release --example occupancy -- MODEL [SIZE [TOKENS]]`. The last
+//! TOKENS (1) of SIZE (1024) at once by a language model, or one evaluation of a UNet (a folder with `unet`) for a picture of SIZE pixels (512) and its guidance.
 //! For each kind of launch: invocations, workgroup memory, work, and weights read. A processor that has fewer invocations than it could
 //! keep has fewer loads under way, and a launch that does little is over before the next has begun.
 
@@ -18,11 +18,11 @@ use inknib::{Error, Result};
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let model = args.next().unwrap_or_else(|| "models/demo-chat".into());
-    let size: Option<usize> = args.next().and_then(|n| n.parse().ok());
+    let [size, tokens] = [(); 2].map(|()| args.next().and_then(|n| n.parse::<usize>().ok()));
     let gpu = Gpu::open(&GpuOptions::default())?;
     let launches = match Path::new(&model).join("unet") {
         unet if unet.exists() => step(&gpu, &unet, size.unwrap_or(512) / 8)?,
-        _ => token(&gpu, Path::new(&model), size.unwrap_or(1024))?,
+        _ => text(&gpu, Path::new(&model), (size.unwrap_or(1024), tokens.unwrap_or(1)))?,
     };
     let mut kinds: BTreeMap<(String, [u32; 3]), Vec<&Planned>> = BTreeMap::new();
     for launch in &launches {
@@ -57,14 +57,15 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn token(gpu: &Gpu, dir: &Path, context: usize) -> Result<Vec<Planned>> {
+fn text(gpu: &Gpu, dir: &Path, (context, tokens): (usize, usize)) -> Result<Vec<Planned>> {
     let (config, store) = (LanguageConfig::read(dir)?, WeightStore::open(dir)?);
     let recipe = Recipe::builtin("int4", "llm")?;
     let net = Language::load(&Loader::new(gpu, &store, &recipe), &config)?;
     let graph = Graph::new(Elem::F16);
     let cache = config.kv_cache(gpu, context, Elem::F16)?;
     let [start, last] = ["start", "last"].map(|name| graph.input(name, [1], Elem::U32));
-    graph.output("logits", net.forward(graph.input("ids", [1, 1], Elem::U32), start, last, &cache));
+    let ids = graph.input("ids", [1, tokens], Elem::U32);
+    graph.output("logits", net.forward(ids, start, last, &cache));
     Plan::kernels(gpu, &graph, &PlanOptions::default(), &large(gpu.caps()))
 }
 

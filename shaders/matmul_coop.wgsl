@@ -8,6 +8,8 @@ struct Params {
     blocks: u32,  // blocks of eight k
     m0: u32,      // its first row
     context: u32, // rows of y, where that is a cache
+    begins: vec4u, // first row of each weight of several, and one past the last
+    cubic: vec4f, // of each
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<xload>;        // [M, k]

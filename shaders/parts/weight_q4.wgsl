@@ -36,7 +36,7 @@ const HELD = GROUP / 8u;
 
 fn weight_held(row: u32, tap: u32, c8: u32) -> vec2f {
     let s = weight_scale(row, tap, c8);
-    return vec2f(s, s * info.cubic);
+    return vec2f(s, s * weight_cubic(row));
 }
 
 fn weight8_of(row: u32, tap: u32, c8: u32, held: vec2f) -> Eight {
@@ -53,5 +53,5 @@ fn weight8(row: u32, tap: u32, c8: u32) -> Eight {
 fn weight(row: u32, tap: u32, c: u32) -> f32 {
     let word = w_words[row * info.row_blocks + tap * info.tap_blocks + c / 8u];
     let q = f32((word >> (4u * (c % 8u))) & 15u) - 8.0;
-    return weight_scale(row, tap, c / 8u) * (q + info.cubic * q * q * q);
+    return weight_scale(row, tap, c / 8u) * (q + weight_cubic(row) * q * q * q);
 }

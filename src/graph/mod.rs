@@ -27,7 +27,8 @@ pub use plan::{Launch, Plan, PlanOptions};
 pub use shape::Shape;
 pub use storage::Arena;
 pub use weight::{
-    Chunk, Residence, Vector, Weight, WeightInfo, dot_part, int_dot_part, weight_part,
+    Chunk, Residence, Several, Vector, Weight, WeightInfo, dot_part, int_dot_part, several_part,
+    weight_part,
 };
 
 use crate::gpu::{Buffer, Elem};

@@ -2,13 +2,15 @@
 //! f32 vectors. Every kernel that reads a weight binds one window as its group 1 (see
 //! shaders/parts/weight_*.wgsl).
 
+mod beside;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::stream::Held;
-use crate::gpu::{Bind, Buffer, Gpu, Source, Spec, buffer_bytes};
+use crate::gpu::{Bind, Buffer, Gpu, Source, Spec};
 use crate::quant::{Format, Layout, Offset, Packed, Words};
 use crate::source;
 use crate::{Error, Result};
@@ -62,6 +64,15 @@ struct Inner {
     layout: Layout,
     columns: Option<Buffer>,
     chunks: Vec<Chunk>,
+    /// If it is several: first row of each, one past the last, and what makes the levels of each cubic.
+    several: Option<Several>,
+}
+
+/// Rows at which each of several weights in one begins, and at which the last one ends; what makes the levels of each cubic.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Several {
+    pub begins: [u32; 4],
+    pub cubic: [f32; 4],
 }
 
 /// A packed matrix `[rows, taps, channels]` on the GPU: F32, F16, Q8 or Q4 is a property of the data.
@@ -129,52 +140,7 @@ impl Weight {
         let columns = packed.columns.as_deref().map(|c| gpu.upload(label, bytemuck::cast_slice(c)));
         let (format, layout, columns) = (packed.format, packed.layout, columns.transpose()?);
         let name = label.to_string();
-        Ok(Weight(Arc::new(Inner { name, format, layout, columns, chunks })))
-    }
-
-    /// Weights that share their input, each as [`Weight::upload`] would have it, in memory side by side, so that one launch may
-    /// multiply with all of them ([`Chunk::beside`]). None where they do not fit one binding together or differ in form.
-    pub fn upload_beside(gpu: &Gpu, parts: &[(&str, &Packed)]) -> Result<Option<Vec<Weight>>> {
-        let [(_, first), ..] = parts else { return Ok(None) };
-        let alike = |p: &Packed| {
-            let (a, b) = (p.layout, first.layout);
-            (a.taps, a.channels) == (b.taps, b.channels)
-                && std::mem::discriminant(&p.format) == std::mem::discriminant(&first.format)
-                && p.columns.is_none()
-        };
-        let words = Side::of(parts.iter().map(|(_, p)| p.words.len() as u64 * 4));
-        let scales: Vec<_> = parts.iter().map(|(_, p)| scale_words(p)).collect();
-        let sizes = scales.iter().map(|words| words.as_ref().map_or(0, |w| w.len() as u64 * 4));
-        let scale_side = Side::of(sizes);
-        if !parts.iter().all(|(_, p)| alike(p)) || words.bytes > gpu.caps().max_binding_bytes {
-            return Ok(None);
-        }
-        let word_buffer = gpu.buffer(parts[0].0, words.bytes)?;
-        let scale_buffer = match scale_side.bytes {
-            0 => None,
-            bytes => Some(gpu.buffer(parts[0].0, bytes)?),
-        };
-        let mut weights = Vec::with_capacity(parts.len());
-        for (i, (name, packed)) in parts.iter().enumerate() {
-            let put = |buffer: &Buffer, side: &Side, bytes: &[u8]| -> Result<Memory> {
-                gpu.write(buffer, side.offsets[i], bytes)?;
-                let (offset, bytes) = (side.offsets[i], buffer_bytes(bytes.len() as u64));
-                Ok(Memory::Gpu(Bind { buffer: buffer.clone(), offset, bytes }))
-            };
-            let scales = match (&scale_buffer, &scales[i]) {
-                (Some(buffer), Some(words)) => {
-                    Some(put(buffer, &scale_side, bytemuck::cast_slice(words))?)
-                }
-                _ => None,
-            };
-            let words = put(&word_buffer, &words, bytemuck::cast_slice(&packed.words))?;
-            let info = upload_info(gpu, packed)?;
-            let chunk = Chunk { row0: 0, rows: packed.layout.rows, words, scales, info };
-            let (format, layout) = (packed.format, packed.layout);
-            let (name, columns, chunks) = (name.to_string(), None, vec![chunk]);
-            weights.push(Weight(Arc::new(Inner { name, format, layout, columns, chunks })));
-        }
-        Ok(Some(weights))
+        Ok(Weight(Arc::new(Inner { name, format, layout, columns, chunks, several: None })))
     }
 
     /// A weight of this layout and format without its numbers.
@@ -190,7 +156,7 @@ impl Weight {
         };
         let chunks = (0..layout.rows).step_by(window.max(1)).map(chunk).collect();
         let (name, columns) = (String::new(), None);
-        Ok(Weight(Arc::new(Inner { name, format, layout, columns, chunks })))
+        Ok(Weight(Arc::new(Inner { name, format, layout, columns, chunks, several: None })))
     }
 
     /// What it was uploaded as: its tensor's name in the checkpoint, for weights of a net. Empty for an outline.
@@ -218,6 +184,10 @@ impl Weight {
     }
     pub fn chunks(&self) -> &[Chunk] {
         &self.0.chunks
+    }
+    /// Where its parts begin, if it is several weights in one ([`Weight::several`]).
+    pub fn parts(&self) -> Option<Several> {
+        self.0.several
     }
     /// Bytes of all its numbers, wherever they are.
     pub fn bytes(&self) -> u64 {
@@ -278,9 +248,25 @@ impl Parts {
     }
 }
 
+/// What makes the levels of a weight cubic: in one weight, and in several, of which the op's `Params` tell ([`Several`]).
+const CUBIC_ONE: Source = source!("parts/cubic_one.wgsl");
+const CUBIC_SEVERAL: Source = source!("parts/cubic_several.wgsl");
+
 /// Joins the part that decodes this format.
 pub fn weight_part(spec: Spec, format: Format) -> Spec {
-    DECODE.join(spec, format)
+    DECODE.join(cubic_part(spec, format, CUBIC_ONE), format)
+}
+
+/// The same for [`Weight::several`]; the kernel's `p` has `begins` and `cubic`.
+pub fn several_part(spec: Spec, format: Format) -> Spec {
+    DECODE.join(cubic_part(spec, format, CUBIC_SEVERAL), format)
+}
+
+fn cubic_part(spec: Spec, format: Format, part: Source) -> Spec {
+    match format {
+        Format::Q4 { offset: Offset::None, .. } => spec.part(part),
+        _ => spec,
+    }
 }
 
 /// Joins the part that multiplies thirty-two channels of a row in this format with x: `dot32(row, piece, x)`.
@@ -293,49 +279,7 @@ pub fn int_dot_part(spec: Spec, format: Format) -> Spec {
     INT_DOT.join(spec, format)
 }
 
-/// Where things lie one after another in a buffer, each from where any adapter may bind it.
-struct Side {
-    offsets: Vec<u64>,
-    bytes: u64,
-}
-
-impl Side {
-    fn of(sizes: impl Iterator<Item = u64>) -> Side {
-        let mut side = Side { offsets: Vec::new(), bytes: 0 };
-        for size in sizes {
-            side.offsets.push(side.bytes);
-            side.bytes += size.next_multiple_of(256);
-        }
-        side
-    }
-}
-
 impl Chunk {
-    /// Whether other windows lie in the same memory as this one: for each of them and for itself, where its words and its scales
-    /// begin there, in bytes.
-    pub fn beside<'a>(&self, all: impl Iterator<Item = &'a Chunk>) -> Option<Vec<[u64; 2]>> {
-        let place = |memory: &Memory, of: &Memory| match (memory, of) {
-            (Memory::Gpu(a), Memory::Gpu(b)) => a.buffer.same(&b.buffer).then_some(a.offset),
-            _ => None,
-        };
-        all.map(|chunk| {
-            let words = place(&chunk.words, &self.words)?;
-            match (&chunk.scales, &self.scales) {
-                (Some(a), Some(b)) => Some([words, place(a, b)?]),
-                (None, None) => Some([words, 0]),
-                _ => None,
-            }
-        })
-        .collect()
-    }
-    /// This window with all of the memory that others lie in beside it.
-    pub fn whole_side(&self) -> Chunk {
-        let whole = |memory: &Memory| match memory {
-            Memory::Gpu(bind) => Memory::Gpu(Bind::whole(&bind.buffer)),
-            other => other.clone(),
-        };
-        Chunk { words: whole(&self.words), scales: self.scales.as_ref().map(whole), ..self.clone() }
-    }
     /// Bytes of its numbers, wherever they are.
     pub fn bytes(&self) -> u64 {
         self.words.bytes() + self.scales.as_ref().map_or(0, Memory::bytes)
@@ -410,8 +354,7 @@ fn upload_info(gpu: &Gpu, packed: &Packed) -> Result<Buffer> {
     let layout = packed.layout;
     let (group, cubic) = match packed.format {
         Format::F32 | Format::F16 => (0, 0.0),
-        Format::Q8 { group } => (group, 0.0),
-        Format::Q4 { group, cubic, .. } => (group, cubic),
+        Format::Q8 { group } | Format::Q4 { group, .. } => (group, packed.format.cubic()),
     };
     let groups =
         if group == 0 { (0, 0) } else { (layout.row_groups(group), layout.groups_per_tap(group)) };

@@ -119,13 +119,14 @@ struct SelfAttention {
 impl SelfAttention {
     fn load(ld: &Loader<'_>, c: &ClipTextConfig) -> Result<SelfAttention> {
         let (width, heads) = (c.hidden_size, c.num_attention_heads);
-        let proj = |name| ld.linear(name, width, width, Bias::Yes);
+        let names = ["q_proj", "k_proj", "v_proj"];
+        let [q_proj, k_proj, v_proj] = ld.linears_beside(names, [width; 3], width, Bias::Yes)?;
         let scale = 1.0 / ((width / heads) as f32).sqrt();
         Ok(SelfAttention {
-            q_proj: proj("q_proj")?,
-            k_proj: proj("k_proj")?,
-            v_proj: proj("v_proj")?,
-            out_proj: proj("out_proj")?,
+            q_proj,
+            k_proj,
+            v_proj,
+            out_proj: ld.linear("out_proj", width, width, Bias::Yes)?,
             how: Attention { heads, kv_heads: heads, scale, cap: None, mask: Mask::Causal },
         })
     }

@@ -28,17 +28,17 @@ impl PixelAttention {
         groups: usize,
         eps: f64,
     ) -> Result<PixelAttention> {
-        let names = match ld.contains("query.weight") {
-            true => ["query", "key", "value", "proj_attn"],
-            false => ["to_q", "to_k", "to_v", "to_out.0"],
+        let (names, out) = match ld.contains("query.weight") {
+            true => (["query", "key", "value"], "proj_attn"),
+            false => (["to_q", "to_k", "to_v"], "to_out.0"),
         };
-        let [to_q, to_k, to_v, to_out] = names.map(|name| ld.linear(name, c, c, Bias::Yes));
+        let [to_q, to_k, to_v] = ld.linears_beside(names, [c; 3], c, Bias::Yes)?;
         Ok(PixelAttention {
             group_norm: ld.group_norm("group_norm", groups, c, eps)?,
-            to_q: to_q?,
-            to_k: to_k?,
-            to_v: to_v?,
-            to_out: to_out?,
+            to_q,
+            to_k,
+            to_v,
+            to_out: ld.linear(out, c, c, Bias::Yes)?,
             how: heads(c, n),
             path: ld.path().to_string(),
         })

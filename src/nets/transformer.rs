@@ -42,10 +42,12 @@ fn tap_heads(x: Var<'_>, heads: usize, name: String) {
 
 impl SelfAttention {
     fn load(ld: &Loader<'_>, c: usize, how: Attention<'static>) -> Result<SelfAttention> {
+        let [to_q, to_k, to_v] =
+            ld.linears_beside(["to_q", "to_k", "to_v"], [c; 3], c, Bias::No)?;
         Ok(SelfAttention {
-            to_q: ld.linear("to_q", c, c, Bias::No)?,
-            to_k: ld.linear("to_k", c, c, Bias::No)?,
-            to_v: ld.linear("to_v", c, c, Bias::No)?,
+            to_q,
+            to_k,
+            to_v,
             to_out: ld.linear("to_out.0", c, c, Bias::Yes)?,
             how,
             path: ld.path().to_string(),

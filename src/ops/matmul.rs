@@ -1,5 +1,6 @@
 //! Matrix multiplication with a packed weight: `y = activation(x · wᵀ + bias) + residual`, or times it, or into a cache.
 
+pub mod beside;
 pub(super) mod coop;
 pub mod gated;
 mod geglu;
@@ -21,9 +22,10 @@ use super::gather::gather;
 use super::kv_cache::KvWrite;
 use super::pointwise::{Act, Binary, BinaryKind, Unary};
 use super::round8::{Codes, rounded};
-use crate::gpu::Elem;
+use crate::gpu::{Elem, Spec};
 use crate::graph::{
-    Arg, Chunk, Dispatch, Joint, Lower, Op, Operand, Var, Vector, Weight, dot_part, weight_part,
+    Arg, Chunk, Dispatch, Joint, Lower, Op, Operand, Var, Vector, Weight, dot_part, several_part,
+    weight_part,
 };
 use crate::quant::Format;
 use crate::{Result, params};
@@ -41,6 +43,8 @@ params! {
         pub blocks: u32,
         pub m0: u32,
         pub context: u32,
+        pub begins: [u32; 4],
+        pub cubic: [f32; 4],
     }
 }
 
@@ -54,6 +58,17 @@ pub(super) enum Tail {
     Multiply,
     /// No input: the second half of the product gates the first.
     Geglu,
+    /// No input: the first half gates the second.
+    Gate,
+    /// No input: rows of three weights in one, each into an output of its own.
+    Three,
+}
+
+impl Tail {
+    /// Whether both halves of the weight's rows meet in one output.
+    fn halves(self) -> bool {
+        matches!(self, Tail::Geglu | Tail::Gate)
+    }
 }
 
 /// Inputs: x `[.., K]`; the tail `[.., N]` if there is one; of a product that goes into a cache, the cache `[1, context, N]`
@@ -171,7 +186,7 @@ impl Op for Matmul {
         if let Some(halves) = next.downcast_ref() {
             return geglu::pair(self, halves, rows);
         }
-        gated::pair(next.downcast_ref().filter(|_| slot == 1)?, self, rows)
+        gated::pair(next.downcast_ref().filter(|_| slot == 1)?, self)
     }
     fn lower_joint(&self, cx: &mut Lower<'_>, others: &[Joint]) -> Result<bool> {
         joint::lower(cx, self, others)
@@ -213,7 +228,7 @@ impl Op for Matmul {
         {
             let splits = match self.tail {
                 // Values and gates have to come to one invocation.
-                Tail::Geglu => 1,
+                tail if tail.halves() => 1,
                 _ => variant.splits(cx, (m, k, chunk.rows)),
             };
             return match splits {
@@ -272,6 +287,7 @@ impl Matmul {
     /// Rows `m0..m` of x, counted from the first that is bound, by one window of the weight.
     fn params(&self, cx: &Lower<'_>, chunk: &Chunk, (m0, m): (usize, usize)) -> Result<Params> {
         let k = cx.input(0)?.shape.last();
+        let several = self.weight.parts().unwrap_or_default();
         Ok(Params {
             m: m as u32,
             n: chunk.rows as u32,
@@ -281,6 +297,8 @@ impl Matmul {
             blocks: k.div_ceil(8) as u32,
             m0: m0 as u32,
             context: if self.into_cache { cx.output().shape.rows() as u32 } else { 0 },
+            begins: several.begins,
+            cubic: several.cubic,
         })
     }
 
@@ -292,7 +310,7 @@ impl Matmul {
             activation: self.act,
             bias: self.bias.is_some(),
             tail: self.tail,
-            into_cache: self.into_cache,
+            caches: self.into_cache.into(),
             eps: self.norm.as_ref().map(|(_, eps)| eps.to_bits()),
             partial: false,
         }
@@ -306,7 +324,7 @@ impl Matmul {
         bind: impl Fn(&Operand) -> Arg,
     ) -> Dispatch {
         let dispatch = dispatch.arg(self.bias.as_ref());
-        if self.tail == Tail::Geglu {
+        if self.tail.halves() {
             return dispatch.arg(bind(cx.output()));
         }
         let tail = cx.inputs().get(1).filter(|_| self.tail != Tail::None);
@@ -351,10 +369,18 @@ impl Matmul {
             .weight_as(chunk, |spec| match variant {
                 Variant::Pieces(pieces) => pieces.dot_part(spec, self.weight.format()),
                 Variant::VecLanes { .. } => dot_part(spec, self.weight.format()),
-                _ => weight_part(spec, self.weight.format()),
+                _ => decoding(spec, &self.weight),
             })
             .flops(2 * (m - m0) * n * k);
         Ok(variant.launch(dispatch, m - m0, n, k))
+    }
+}
+
+/// Joins the part that decodes a weight, or several in one.
+fn decoding(spec: Spec, weight: &Weight) -> Spec {
+    match weight.parts() {
+        Some(_) => several_part(spec, weight.format()),
+        None => weight_part(spec, weight.format()),
     }
 }
 

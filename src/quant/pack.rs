@@ -202,7 +202,7 @@ impl RowPacker<'_> {
         search: Search,
         importance: Option<&[[f32; 8]]>,
     ) -> RowPacker<'_> {
-        let cubic = if let Format::Q4 { cubic, .. } = format { cubic } else { 0.0 };
+        let cubic = format.cubic();
         RowPacker { layout, format, scales: Scales::new(Grid::new(cubic), search), importance }
     }
 

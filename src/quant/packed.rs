@@ -84,6 +84,13 @@ impl Format {
             _ => Offset::None,
         }
     }
+    /// c of its levels; 0 of even ones.
+    pub fn cubic(&self) -> f32 {
+        match self {
+            Format::Q4 { cubic, .. } => *cubic,
+            _ => 0.0,
+        }
+    }
 }
 
 /// A weight `[rows, taps, channels]` in the bytes that go to the GPU and to disk.

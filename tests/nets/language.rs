@@ -218,6 +218,10 @@ fn few_tokens_by_kernels_for_hardware_are_the_full_pass() {
             let e = relative(&few, &full);
             println!("{case} {}: {e:.1e}, {launches} launches a token", recipe.name);
             assert!(e <= SAME, "{case} {}: {e:.2e}", recipe.name);
+            let (whole, at_once) = decode_by(gpu, &net, &ids, &[ids.len()], Kernels::Hardware);
+            let e = relative(&whole, &full);
+            println!("{case} {}: {e:.1e}, {at_once} launches a prompt", recipe.name);
+            assert!(e <= SAME, "{case} {} at once: {e:.2e}", recipe.name);
             // Two layers, the embedding, the logits and what the last norm takes.
             let each = match case {
                 "llama" | "mistral" | "qwen2" | "phi3" | "smollm3" => 5,
@@ -227,6 +231,8 @@ fn few_tokens_by_kernels_for_hardware_are_the_full_pass() {
             };
             let layers = net.config().layers();
             assert!(launches <= layers * each + 4, "{case} {}: {launches}", recipe.name);
+            // Many rows take norms, and the rotation, as launches of their own.
+            assert!(at_once <= layers * (each + 3) + 4, "{case} {}: {at_once}", recipe.name);
         }
     }
 }

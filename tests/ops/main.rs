@@ -19,6 +19,7 @@ mod guidance;
 mod harness;
 mod kv_cache;
 mod matmul;
+mod matmul_beside;
 mod matmul_gated;
 mod matmul_geglu;
 mod matmul_joint;

@@ -26,12 +26,11 @@ impl Coop {
             return None;
         }
         let wide = Coop { edge: caps.coop_edge, subgroup: caps.subgroup_max, across: 4 };
+        let small = Coop { across: 2, ..wide };
         let tiles = m.div_ceil(wide.tile()) * n.div_ceil(wide.tile());
-        Some(if tiles >= caps.tuning.wide_tiles as usize {
-            wide
-        } else {
-            Coop { across: 2, ..wide }
-        })
+        // Of a tile that is half empty the empty half is multiplied as well.
+        let filled = m > small.tile() && n > small.tile();
+        Some(if filled && tiles >= caps.tuning.wide_tiles as usize { wide } else { small })
     }
     /// Those that real adapters would take, for the shader tests.
     pub(in crate::ops) fn all() -> impl Iterator<Item = Coop> {

@@ -1,14 +1,15 @@
-//! The two products of a gated unit in one launch, where few rows meet weights that lie side by side: what an MLP of a Llama begins
-//! with.
+//! The two products of a gated unit in one launch, where their weights lie side by side: what an MLP of a Llama begins with. Few rows
+//! meet them by pieces here, many by tiles (beside.rs).
 
 use std::any::Any;
 use std::rc::Rc;
 
+use super::beside::halves;
 use super::joint::{alike, side};
 use super::pieces::{Pieces, load_pieces};
 use super::{ACTIVATION, Matmul, Tail, VEC_ROWS};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Arg, Dispatch, Lower, Op};
+use crate::graph::{Arg, Dispatch, Lower, Op, Operand};
 use crate::ops::pointwise::Act;
 use crate::ops::round8::rounded;
 use crate::ops::{OpInfo, formats};
@@ -45,15 +46,14 @@ struct Form {
     eps: Option<u32>,
 }
 
-/// Both at once, for so few rows that kernels for real GPUs take them by pieces.
-pub(super) fn pair(gate: &Matmul, up: &Matmul, rows: usize) -> Option<Rc<dyn Op>> {
+/// Both at once, if their weights lie side by side.
+pub(super) fn pair(gate: &Matmul, up: &Matmul) -> Option<Rc<dyn Op>> {
     let plain = up.act == Act::None && up.tail == Tail::None && !up.into_cache;
     let fits = gate.tail == Tail::Multiply
         && plain
         && !gate.into_cache
         && gate.out.is_none()
         && up.out.is_none()
-        && rows <= VEC_ROWS
         && gate.weight.rows() == up.weight.rows()
         && alike(gate, up);
     fits.then(|| Rc::new(Gated { gate: gate.clone(), up: up.clone() }) as Rc<dyn Op>)
@@ -68,6 +68,9 @@ impl Op for Gated {
     }
     fn lower(&self, cx: &mut Lower<'_>) -> Result<()> {
         let x = cx.input(0)?.clone();
+        if x.shape.rows() > VEC_ROWS {
+            return self.lower_many(cx, x);
+        }
         let (m, n, k) = (x.shape.rows(), self.gate.weight.rows(), x.shape.last());
         let missing = || Error::Runtime("a gated unit has no kernel here".into());
         let codes = self.gate.codes(cx).filter(|_| self.up.codes(cx).is_some());
@@ -101,6 +104,18 @@ impl Op for Gated {
             .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, self.gate.weight.format()))
             .flops(4 * m * n * k);
         cx.dispatch(pieces.launch(dispatch, m, 2 * n, k))
+    }
+}
+
+impl Gated {
+    /// By tiles, or one product behind the other.
+    fn lower_many(&self, cx: &mut Lower<'_>, x: Operand) -> Result<()> {
+        if let Some(both) = halves(cx, &self.gate, &self.up)? {
+            return both.lower(cx);
+        }
+        let (up, output) = (cx.scratch(cx.output().shape, cx.act), cx.output().clone());
+        cx.lower_as(&self.up, vec![x.clone()], up.clone())?;
+        cx.lower_as(&self.gate, vec![x, up], output)
     }
 }
 

@@ -20,11 +20,16 @@ struct Geglu {
     halves: GatedHalves,
 }
 
+/// Whether tiles have whole rows of both halves of so many.
+pub(super) fn fits_halves(rows: usize) -> bool {
+    rows.is_multiple_of(2 * ROWS)
+}
+
 /// Both at once, for so many rows that kernels for real GPUs take them by tiles.
 pub(super) fn pair(product: &Matmul, halves: &GatedHalves, rows: usize) -> Option<Rc<dyn Op>> {
     let plain = joint::plain(product) && !product.into_cache;
     let whole = product.weight.chunks().len() == 1;
-    let fits = whole && product.weight.rows().is_multiple_of(2 * ROWS) && rows > VEC_ROWS;
+    let fits = whole && fits_halves(product.weight.rows()) && rows > VEC_ROWS;
     let (product, halves) = (product.clone(), *halves);
     (plain && fits).then(|| Rc::new(Geglu { product, halves }) as Rc<dyn Op>)
 }

@@ -1,9 +1,10 @@
-//! Three products with one x in one launch, where few rows meet weights that lie side by side: queries, keys and values, the first
-//! two turned by their positions.
+//! Three products with one x in one launch, where their weights lie side by side: queries, keys and values. Few rows meet them by
+//! pieces here, and the first two are turned by their positions; many go by tiles (beside.rs).
 
+use super::beside::Three;
 use super::pieces::{Pieces, load_pieces};
 use super::turned::Turned;
-use super::{Matmul, Tail, whole_groups};
+use super::{Matmul, Tail, VEC_ROWS, whole_groups};
 use crate::gpu::{Elem, Source, Spec};
 use crate::graph::{Arg, Chunk, Dispatch, Joint, Lower, Op, Operand};
 use crate::ops::pointwise::Act;
@@ -125,11 +126,7 @@ pub(super) fn alike(one: &Matmul, other: &Matmul) -> bool {
 
 /// Where a weight at these bytes begins as kernels count, its scales, and what makes its levels cubic.
 pub(super) fn side(matmul: &Matmul, [words, scales]: [u64; 2]) -> (u32, u32, f32) {
-    let cubic = match matmul.weight.format() {
-        Format::Q4 { cubic, .. } => cubic,
-        _ => 0.0,
-    };
-    ((words / 16) as u32, (scales / 4) as u32, cubic)
+    ((words / 16) as u32, (scales / 4) as u32, matmul.weight.format().cubic())
 }
 
 /// Emits one launch for `first` and two others, all of which were asked whether they join ([`joins`]). False where this
@@ -144,6 +141,10 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
     let Some(places) = a.beside([*a, *b, *c].into_iter()) else { return Ok(false) };
     let x = cx.input(0)?.clone();
     let (m, k) = (x.shape.rows(), x.shape.last());
+    let Some(shared) = Shared::of(cx, &all, others) else { return Ok(false) };
+    if m > VEC_ROWS {
+        return many(cx, &all, others, shared);
+    }
     let rounds = |part: &Part<'_>| part.product.codes(cx);
     let codes = rounds(&first).filter(|_| all.iter().all(|part| rounds(part).is_some()));
     let total = all.iter().map(|part| part.product.weight.rows()).sum();
@@ -153,8 +154,6 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
     };
     let pieces =
         if all.iter().any(|part| part.rope.is_some()) { pieces.in_pairs() } else { pieces };
-    let Some(shared) = Shared::of(cx, &all, others) else { return Ok(false) };
-
     let rows = if let [_, rows, _] = x.shape.dims() { *rows } else { m };
     let mut p = shared.params(k, rows);
     for (i, (part, place)) in all.iter().zip(&places).enumerate() {
@@ -195,6 +194,22 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
         .flops(2 * m * total * k);
     cx.dispatch(pieces.launch(dispatch, m, total, k))?;
     Ok(true)
+}
+
+/// The same where x has many rows and nothing turns: what would turn has a launch of its own then.
+fn many(
+    cx: &mut Lower<'_>,
+    all: &[Part<'_>],
+    others: &[Joint],
+    shared: Shared<'_>,
+) -> Result<bool> {
+    let ([a, b, c], [second, third]) = (all, others) else { return Ok(false) };
+    if all.iter().any(|part| part.rope.is_some() || part.product.norm.is_some()) {
+        return Ok(false);
+    }
+    let outputs = [cx.output(), &second.output, &third.output].map(Operand::clone);
+    let products = [a, b, c].map(|part| part.product);
+    Three { products, outputs, start: shared.start, context: shared.context }.lower(cx)
 }
 
 fn bits(all: &[Part<'_>], test: impl Fn(Part<'_>) -> bool) -> u32 {

@@ -4,7 +4,7 @@ use super::coop::Coop;
 use super::pieces::{Pieces, load_pieces};
 use super::{Params, Tail, VEC_ROWS, whole_groups};
 use crate::gpu::{Elem, Source, Spec};
-use crate::graph::{Dispatch, Lower, MAX_TRIPS, dot_part, weight_part};
+use crate::graph::{Dispatch, Lower, MAX_TRIPS, dot_part, several_part, weight_part};
 use crate::ops::pointwise::Act;
 use crate::ops::round8::Codes;
 use crate::ops::{ACTS, OpInfo, formats};
@@ -22,7 +22,8 @@ const VEC_LANES: Source = source!("matmul_vec_lanes.wgsl");
 const REFERENCE: Source = source!("reference/matmul.wgsl");
 /// What becomes of a product, in all but the reference.
 const OUT: Source = source!("parts/matmul_out.wgsl");
-const OUT_GEGLU: Source = source!("parts/matmul_out_geglu.wgsl");
+const OUT_HALVES: Source = source!("parts/matmul_out_halves.wgsl");
+const OUT_THREE: Source = source!("parts/matmul_out_three.wgsl");
 const ROWS_PLAIN: Source = source!("parts/rows_plain.wgsl");
 const ROWS_PAIRED: Source = source!("parts/rows_paired.wgsl");
 pub(super) const ACTIVATION: Source = source!("parts/activation.wgsl");
@@ -198,7 +199,8 @@ pub(super) struct Form {
     pub(super) activation: Act,
     pub(super) bias: bool,
     pub(super) tail: Tail,
-    pub(super) into_cache: bool,
+    /// Bit i: the output goes into a cache, of several the i-th.
+    pub(super) caches: u32,
     /// Bits of a norm's ε.
     pub(super) eps: Option<u32>,
     /// Sums of parts of k come out, and nothing is fused.
@@ -227,22 +229,21 @@ pub(super) fn spec(variant: Variant, form: Form) -> Spec {
     match variant {
         Variant::Reference => epilogue(spec, form),
         _ if form.partial => spec.part(PARTIAL),
-        _ if form.tail == Tail::Geglu => result(spec.part(OUT_GEGLU), form),
-        _ => epilogue(spec.part(OUT), form),
+        _ => out(spec, form),
     }
 }
 
 /// Which rows of w a tile has; of a weight in halves so many of one beside those of the other.
 fn rows(spec: Spec, form: Form, pair: u32) -> Spec {
     match form.tail {
-        Tail::Geglu => spec.part(ROWS_PAIRED).u32("PAIR", pair),
+        tail if tail.halves() => spec.part(ROWS_PAIRED).u32("PAIR", pair),
         _ => spec.part(ROWS_PLAIN),
     }
 }
 
 /// Adds so many parts of k up.
 pub(super) fn merge(form: Form, parts: usize) -> Spec {
-    epilogue(adding(Spec::new(MERGE), parts).part(OUT), form)
+    out(adding(Spec::new(MERGE), parts), form)
 }
 
 /// The kernel that adds parts of sums up, here and in conv2d.
@@ -250,7 +251,22 @@ pub(in crate::ops) fn adding(spec: Spec, parts: usize) -> Spec {
     spec.part(ADD_PARTIAL).u32("PARTS", parts as u32)
 }
 
-/// What every epilogue has.
+/// What becomes of a product.
+fn out(spec: Spec, form: Form) -> Spec {
+    match form.tail {
+        Tail::Three => spec
+            .part(OUT_THREE)
+            .alias("out", form.out)
+            .flag("BIAS", form.bias)
+            .u32("CACHES", form.caches),
+        Tail::Geglu | Tail::Gate => {
+            result(spec.part(OUT_HALVES), form).flag("GATE_FIRST", form.tail == Tail::Gate)
+        }
+        _ => epilogue(spec.part(OUT), form),
+    }
+}
+
+/// What epilogues of one output have.
 fn result(spec: Spec, form: Form) -> Spec {
     spec.part(ACTIVATION)
         .alias("out", form.out)
@@ -263,27 +279,26 @@ fn epilogue(spec: Spec, form: Form) -> Spec {
         .alias("act", form.act)
         .flag("RESIDUAL", form.tail != Tail::None)
         .flag("MULTIPLY", form.tail == Tail::Multiply)
-        .flag("INTO_CACHE", form.into_cache)
+        .flag("INTO_CACHE", form.caches != 0)
 }
 
 /// Everything fused that a kernel may have, for rows that are and are not whole vectors.
 fn forms(x: Elem) -> Vec<(bool, Form)> {
     let (activation, bias, eps) = (Act::Silu, true, Some(1e-5f32.to_bits()));
     let partial = false;
-    let of = |tail, into_cache| Form {
-        x,
-        act: x,
-        out: x,
-        activation,
-        bias,
-        tail,
-        into_cache,
-        eps,
-        partial,
-    };
-    let add = of(Tail::Add, false);
-    let (gate, cache) = (of(Tail::Multiply, false), of(Tail::None, true));
+    let of =
+        |tail, caches| Form { x, act: x, out: x, activation, bias, tail, caches, eps, partial };
+    let add = of(Tail::Add, 0);
+    let (gate, cache) = (of(Tail::Multiply, 0), of(Tail::None, 1));
     vec![(true, add), (false, add), (true, gate), (true, cache)]
+}
+
+/// A form in each kernel of a real GPU that goes by tiles.
+fn tiles(vec8: bool, form: Form, decoding: &dyn Fn(Spec) -> Spec) -> Vec<Spec> {
+    let coop = Coop::all().filter(|_| form.x == Elem::F16);
+    let coop = coop.map(|coop| Variant::Coop { coop, vec8 });
+    let all = [Variant::Tiled { vec8 }].into_iter().chain(coop);
+    all.map(|variant| decoding(spec(variant, form))).collect()
 }
 
 /// Variants for the shader tests.
@@ -291,6 +306,8 @@ pub(crate) fn info() -> Vec<OpInfo> {
     let mut specs = Vec::new();
     for x in ACTS {
         specs.extend(forms(x).into_iter().map(|(_, form)| merge(form, 3)));
+        let (_, form) = forms(x)[0];
+        specs.push(merge(Form { tail: Tail::Three, caches: 4, ..form }, 3));
     }
     for format in formats() {
         for x in ACTS {
@@ -310,13 +327,16 @@ pub(crate) fn info() -> Vec<OpInfo> {
                 }
                 specs.push(dot_part(spec(Variant::VecLanes { vec8 }, form), format));
                 let sums = Form { partial: true, ..form };
-                let geglu = Form { tail: Tail::Geglu, into_cache: false, ..form };
-                specs.push(weight_part(spec(Variant::Tiled { vec8 }, geglu), format));
-                specs.push(weight_part(spec(Variant::Tiled { vec8 }, sums), format));
+                specs.extend(tiles(vec8, sums, &|spec| weight_part(spec, format)));
                 for coop in Coop::all().filter(|_| x == Elem::F16) {
-                    for form in [form, sums, geglu] {
-                        specs.push(weight_part(spec(Variant::Coop { coop, vec8 }, form), format));
-                    }
+                    specs.push(weight_part(spec(Variant::Coop { coop, vec8 }, form), format));
+                }
+            }
+            for (vec8, form) in forms(x).into_iter().take(2) {
+                for (tail, caches) in [(Tail::Geglu, 0), (Tail::Gate, 0), (Tail::Three, 4)] {
+                    let form = Form { tail, caches, ..form };
+                    let part = if tail == Tail::Geglu { weight_part } else { several_part };
+                    specs.extend(tiles(vec8, form, &|spec| part(spec, format)));
                 }
             }
         }

@@ -1,0 +1,155 @@
+//! Weights that share their input, in memory side by side, so that one launch may multiply with all of them: by where each begins,
+//! or, where nothing lies between them, as one weight of all their rows.
+
+use std::sync::Arc;
+
+use super::{Chunk, Inner, Memory, Several, Weight, scale_words, upload_info};
+use crate::Result;
+use crate::gpu::{Bind, Buffer, Gpu, buffer_bytes};
+use crate::quant::{Format, Layout, Offset, Packed};
+
+impl Weight {
+    /// Weights that share their input, each as [`Weight::upload`] would have it, in memory side by side, so that one launch may
+    /// multiply with all of them ([`Chunk::beside`]). None where they do not fit one binding together or differ in form.
+    pub fn upload_beside(gpu: &Gpu, parts: &[(&str, &Packed)]) -> Result<Option<Vec<Weight>>> {
+        let [(_, first), ..] = parts else { return Ok(None) };
+        let alike = |p: &Packed| {
+            let (a, b) = (p.layout, first.layout);
+            (a.taps, a.channels) == (b.taps, b.channels)
+                && std::mem::discriminant(&p.format) == std::mem::discriminant(&first.format)
+                && p.columns.is_none()
+        };
+        let words = Side::of(gpu, parts.iter().map(|(_, p)| p.words.len() as u64 * 4));
+        let scales: Vec<_> = parts.iter().map(|(_, p)| scale_words(p)).collect();
+        let sizes = scales.iter().map(|words| words.as_ref().map_or(0, |w| w.len() as u64 * 4));
+        let scale_side = Side::of(gpu, sizes);
+        if !parts.iter().all(|(_, p)| alike(p)) || words.bytes > gpu.caps().max_binding_bytes {
+            return Ok(None);
+        }
+        let word_buffer = gpu.buffer(parts[0].0, words.bytes)?;
+        let scale_buffer = match scale_side.bytes {
+            0 => None,
+            bytes => Some(gpu.buffer(parts[0].0, bytes)?),
+        };
+        let mut weights = Vec::with_capacity(parts.len());
+        for (i, (name, packed)) in parts.iter().enumerate() {
+            let put = |buffer: &Buffer, side: &Side, bytes: &[u8]| -> Result<Memory> {
+                gpu.write(buffer, side.offsets[i], bytes)?;
+                let (offset, bytes) = (side.offsets[i], buffer_bytes(bytes.len() as u64));
+                Ok(Memory::Gpu(Bind { buffer: buffer.clone(), offset, bytes }))
+            };
+            let scales = match (&scale_buffer, &scales[i]) {
+                (Some(buffer), Some(words)) => {
+                    Some(put(buffer, &scale_side, bytemuck::cast_slice(words))?)
+                }
+                _ => None,
+            };
+            let words = put(&word_buffer, &words, bytemuck::cast_slice(&packed.words))?;
+            let info = upload_info(gpu, packed)?;
+            let chunk = Chunk { row0: 0, rows: packed.layout.rows, words, scales, info };
+            let (format, layout) = (packed.format, packed.layout);
+            let (name, columns, chunks) = (name.to_string(), None, vec![chunk]);
+            weights.push(Weight(Arc::new(Inner {
+                name,
+                format,
+                layout,
+                columns,
+                chunks,
+                several: None,
+            })));
+        }
+        Ok(Some(weights))
+    }
+
+    /// Two or three weights that lie beside each other ([`Weight::upload_beside`] made no others with them, and in this order) as one
+    /// weight of all their rows. None where something lies between them.
+    pub fn several(parts: &[&Weight]) -> Option<Weight> {
+        let first = *parts.first()?;
+        let chunk = |part: &&Weight| match part.chunks() {
+            [chunk] => Some(chunk.clone()),
+            _ => None,
+        };
+        let chunks: Vec<Chunk> = parts.iter().map(chunk).collect::<Option<_>>()?;
+        let mut several = Several { begins: [u32::MAX; 4], cubic: [0.0; 4] };
+        let (mut rows, mut next) = (0, [0, 0]);
+        for (i, (part, place)) in parts.iter().zip(chunks[0].beside(chunks.iter())?).enumerate() {
+            if place != next {
+                return None;
+            }
+            *several.begins.get_mut(i)? = rows as u32;
+            several.cubic[i] = part.format().cubic();
+            let bytes = numbers(part.format(), part.layout());
+            (rows, next) = (rows + part.rows(), [0, 1].map(|i| place[i] + bytes[i]));
+        }
+        *several.begins.get_mut(parts.len())? = rows as u32;
+        let chunk = Chunk { rows, ..chunks[0].whole_side() };
+        Some(Weight(Arc::new(Inner {
+            name: first.name().to_string(),
+            format: first.format(),
+            layout: Layout { rows, ..first.layout() },
+            columns: None,
+            chunks: vec![chunk],
+            several: Some(several),
+        })))
+    }
+}
+
+/// Bytes of a weight's words and of its scales, without what would fill up the last four.
+fn numbers(format: Format, layout: Layout) -> [u64; 2] {
+    let elements = (layout.rows * layout.row_stride()) as u64;
+    let scales = |group, bytes| (layout.rows * layout.row_groups(group)) as u64 * bytes;
+    match format {
+        Format::F32 => [elements * 4, 0],
+        Format::F16 => [elements * 2, 0],
+        Format::Q8 { group } => [elements, scales(group, 2)],
+        Format::Q4 { group, offset: Offset::None, .. } => [elements / 2, scales(group, 2)],
+        Format::Q4 { group, .. } => [elements / 2, scales(group, 4)],
+    }
+}
+
+/// Where things lie one after another in a buffer, each from where the adapter may bind it.
+struct Side {
+    offsets: Vec<u64>,
+    bytes: u64,
+}
+
+impl Side {
+    fn of(gpu: &Gpu, sizes: impl Iterator<Item = u64>) -> Side {
+        // Kernels count words in sixteens of bytes.
+        let align = u64::from(gpu.caps().storage_align.max(16));
+        let mut side = Side { offsets: Vec::new(), bytes: 0 };
+        for size in sizes {
+            side.offsets.push(side.bytes);
+            side.bytes += size.next_multiple_of(align);
+        }
+        side
+    }
+}
+
+impl Chunk {
+    /// Whether other windows lie in the same memory as this one: for each of them and for itself, where its words and its scales
+    /// begin there, in bytes.
+    pub fn beside<'a>(&self, all: impl Iterator<Item = &'a Chunk>) -> Option<Vec<[u64; 2]>> {
+        let place = |memory: &Memory, of: &Memory| match (memory, of) {
+            (Memory::Gpu(a), Memory::Gpu(b)) => a.buffer.same(&b.buffer).then_some(a.offset),
+            _ => None,
+        };
+        all.map(|chunk| {
+            let words = place(&chunk.words, &self.words)?;
+            match (&chunk.scales, &self.scales) {
+                (Some(a), Some(b)) => Some([words, place(a, b)?]),
+                (None, None) => Some([words, 0]),
+                _ => None,
+            }
+        })
+        .collect()
+    }
+    /// This window with all of the memory that others lie in beside it.
+    pub fn whole_side(&self) -> Chunk {
+        let whole = |memory: &Memory| match memory {
+            Memory::Gpu(bind) => Memory::Gpu(Bind::whole(&bind.buffer)),
+            other => other.clone(),
+        };
+        Chunk { words: whole(&self.words), scales: self.scales.as_ref().map(whole), ..self.clone() }
+    }
+}
