@@ -1,6 +1,6 @@
 #!/bin/sh
-# Everything that only a real GPU can show, in one go and under ten minutes: is it right (`inknib test`), how near its own ceilings is
-# each op (`inknib bench --ops`), how fast are language models and a UNet of true shapes, and llama.cpp's and stable-diffusion.cpp's
+# Everything that only a real GPU can show, in one go and under ten minutes: is it right (`inknib test`), which kernels are fastest on it
+# (`inknib tune`, kept for what follows), how near its own ceilings is each op (`inknib bench --ops`), how fast are language models and a UNet of true shapes, and llama.cpp's and stable-diffusion.cpp's
 # Vulkan backends beside them where they are there. Random weights of true shapes; nothing is fetched. Needs a Vulkan driver and
 # Python 3 (numpy for the UNet).
 #
@@ -8,6 +8,7 @@
 #
 # INKNIB        the binary (default: target/release/inknib, which is built if it is missing)
 # LEVEL         of the test: "" (some 5000 cases), --quick, --full
+# SIZES         of pictures (default: 256,512)
 # MODELS        of tools/synthetic_llm.py (default: smollm2-135m llama-3.2-1b llama-3.1-8b; the last takes 16 GB of disk)
 # LLAMA_BENCH   llama.cpp's llama-bench with the Vulkan backend (llama-quantize beside it); GGUF_DIR may hold MODEL-Q4_0.gguf of the
 #               same shapes, else they are made, which takes numpy and gguf from PyPI and some minutes more. Each model is measured
@@ -34,6 +35,7 @@ step() {
 
 step doctor "$inknib" doctor
 step test "$inknib" test ${LEVEL:-} -o "$out/test.json" -o "$out/test.md"
+step tune "$inknib" tune
 step ops "$inknib" bench --ops -o "$out/ops.json" -o "$out/ops.md" -o "$out/ops.svg"
 for model in $models; do
     folder=$scratch/$model
@@ -56,7 +58,7 @@ done
 if python3 -c 'import numpy' 2>/dev/null; then
     folder=$scratch/sd15
     [ -e "$folder/unet" ] || step sd15-make python3 tools/synthetic_sd.py sd15 "$folder"
-    step sd15 "$inknib" bench -m "$folder" --size 256,512 --weights int4,fp16 --batch 1,2 --no-vae -o "$out/sd15.json" -o "$out/sd15.md"
+    step sd15 "$inknib" bench -m "$folder" --size "${SIZES:-256,512}" --weights int4,fp16 --batch 1,2 --no-vae -o "$out/sd15.json" -o "$out/sd15.md"
 else
     say "skipped: no numpy, so no UNet"
 fi

@@ -320,7 +320,9 @@ fn chunk(
     let put = |words: &Words| -> Result<Memory> {
         Ok(match residence {
             Residence::Gpu => {
-                Memory::Gpu(Bind::whole(&gpu.upload(label, bytemuck::cast_slice(words))?))
+                let buffer = gpu.upload(label, bytemuck::cast_slice(words))?;
+                words.release();
+                Memory::Gpu(Bind::whole(&buffer))
             }
             Residence::Host => Memory::Host(Arc::new(words.clone())),
             Residence::Outline => Memory::Outline(words.len() as u64 * 4),

@@ -31,6 +31,6 @@ pub use packed::{Format, Offset, Packed};
 pub use recipe::{AUTO, Recipe, Rule};
 pub use spec::{Levels, QuantSpec, Search};
 pub use statistics::{GramBlock, LayerStatistics, Statistics};
-pub use words::{SharedBytes, Words};
+pub use words::{Held, SharedBytes, Words};
 
 pub(crate) use packed::pair_halves;

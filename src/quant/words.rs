@@ -5,7 +5,17 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// Bytes that stay where they are as long as somebody holds them (a mapped file).
-pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub trait Held: AsRef<[u8]> + Send + Sync {
+    /// Gives the pages of a range, which was read, back to the system; reading again brings them back.
+    fn release(&self, range: Range<usize>) {
+        let _ = range;
+    }
+}
+
+impl Held for Vec<u8> {}
+
+/// Bytes of several owners.
+pub type SharedBytes = Arc<dyn Held>;
 
 /// 32-bit words, little-endian in a file: in memory of their own, or where they lie.
 #[derive(Clone)]
@@ -42,6 +52,12 @@ impl Words {
                 let (begin, end) = (whole.start + 4 * range.start, whole.start + 4 * range.end);
                 Words(Place::Lying(held.clone(), begin..end))
             }
+        }
+    }
+    /// After they were read: gives the memory that a file's pages took back to the system.
+    pub fn release(&self) {
+        if let Place::Lying(held, range) = &self.0 {
+            held.release(range.clone());
         }
     }
 }

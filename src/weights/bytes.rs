@@ -1,9 +1,11 @@
 //! The bytes of a file: mapped, or held in memory.
 
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
 
+use crate::quant::Held;
 use crate::{Error, Result};
 
 /// The bytes of one file, mapped or held.
@@ -27,20 +29,40 @@ impl Bytes {
         Ok(Bytes::Mapped(map))
     }
 
-    /// Gives back to the system the pages of a mapped file that were read; reading again brings them back.
-    pub(super) fn release(&self) {
-        #[cfg(unix)]
-        if let Bytes::Mapped(map) = self {
-            // SAFETY: the map is of a file and read only, so that its pages come back from there as they were.
-            // Where it fails, the pages stay.
-            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-        }
-    }
-
     pub(super) fn get(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Held(bytes) => bytes,
+        }
+    }
+}
+
+impl Bytes {
+    /// Gives the pages of a mapped file that were read back to the system; reading again brings them back.
+    pub(super) fn release_all(&self) {
+        self.release(0..self.get().len());
+    }
+
+    /// Hands over all bytes in parts, each of which is given back to the system before the next is read.
+    pub(super) fn read_once(&self, mut read: impl FnMut(&[u8])) {
+        const PART: usize = 16 << 20;
+        let all = self.get();
+        for first in (0..all.len()).step_by(PART) {
+            let range = first..all.len().min(first + PART);
+            read(&all[range.clone()]);
+            self.release(range);
+        }
+    }
+}
+
+impl Held for Bytes {
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let (Bytes::Mapped(map), true) = (self, range.end <= self.get().len()) {
+            // SAFETY: the map is of a file and read only, so that its pages come back from there as they were.
+            // Where it fails, the pages stay.
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
         }
     }
 }

@@ -70,7 +70,7 @@ impl Gguf {
         Gguf::new(Path::new(name), Bytes::Held(bytes))
     }
     pub(super) fn release(&self) {
-        self.bytes.release();
+        self.bytes.release_all();
     }
 
     pub(super) fn new(path: &Path, bytes: Bytes) -> Result<Gguf> {

@@ -35,6 +35,7 @@ pub mod lora;
 mod lora_names;
 mod packed;
 mod quantize;
+mod spill;
 mod statistics;
 mod store;
 mod view;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::calibrated::{Folded, Method, Rows, fold, pack_scaled, scale_vector, undo};
 use super::compressed_export::write_compressed;
 use super::packed::layout_of;
+use super::spill::Spill;
 use super::{View, WeightStore, read_json};
 use crate::quant::file::{Calibration, write_calibrated};
 use crate::quant::{Format, LayerStatistics, Numbers, QuantSpec, Recipe, Statistics, Stored};
@@ -53,6 +54,9 @@ pub struct QuantizedReport {
     #[serde(skip)]
     pub quantization_config: Option<serde_json::Value>,
 }
+
+/// Bytes after which pages of the checkpoint are given back.
+const RELEASE: usize = 64 << 20;
 
 /// How a file is to be quantized.
 #[derive(Clone, Copy, Debug)]
@@ -99,12 +103,14 @@ pub fn quantize_with(
     refuse_quantized(store)?;
     let total = store.names().count();
     let mut work = Work::new(store, how)?;
+    let mut spill = Spill::beside(output.as_ref())?;
+    let mut read = 0;
     let mut tensors: Vec<(String, Stored)> = vec![];
     let mut report = QuantizedReport::default();
     let (mut noise, mut weights) = (0.0, 0usize);
     for name in store.names() {
         let view = store.get(name)?;
-        let stored = work.convert(&view)?;
+        let mut stored = work.convert(&view)?;
         let mut tensor = describe(name, &stored, &view);
         tensor.output_sqnr_db = work.output_sqnr_db.get(name).copied();
         if let (Some(_), Some(db)) = (tensor.group, tensor.sqnr_db) {
@@ -116,7 +122,15 @@ pub fn quantize_with(
         report.bytes += (tensor.bits * tensor.weights as f64 / 8.0).round() as u64;
         progress(&tensor, report.tensors.len() + 1, total)?;
         report.tensors.push(tensor);
+        if let Stored::Packed { packed, .. } | Stored::Transposed { packed, .. } = &mut stored {
+            spill.take(&mut packed.words)?;
+        }
         tensors.push((name.to_string(), stored));
+        read += view.bytes.len();
+        if read > RELEASE {
+            store.release();
+            read = 0;
+        }
     }
     work.correct_biases(&mut tensors);
     report.bits_per_weight = 8.0 * report.bytes as f64 / weights.max(1) as f64;

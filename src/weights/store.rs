@@ -217,7 +217,7 @@ impl WeightStore {
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         let files = self.shards.iter().filter(|shard| !shard.derived);
-        files.for_each(|shard| hash.update(shard.bytes.get()));
+        files.for_each(|shard| shard.bytes.read_once(|part| hash.update(part)));
         self.gguf().into_iter().for_each(|gguf| hash.update(gguf.file()));
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -261,7 +261,7 @@ impl WeightStore {
 
     /// Gives the pages of mapped files that were read back to the system; tensors that are read again bring them back.
     pub fn release(&self) {
-        self.shards.iter().for_each(|shard| shard.bytes.release());
+        self.shards.iter().for_each(|shard| shard.bytes.release_all());
         if let Some(gguf) = &self.gguf {
             gguf.release();
         }

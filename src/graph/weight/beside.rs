@@ -45,6 +45,7 @@ impl Weight {
                 _ => None,
             };
             let words = put(&word_buffer, &words, bytemuck::cast_slice(&packed.words))?;
+            packed.words.release();
             let info = upload_info(gpu, packed)?;
             let chunk = Chunk { row0: 0, rows: packed.layout.rows, words, scales, info };
             let (format, layout) = (packed.format, packed.layout);
