@@ -9,7 +9,7 @@
 # INKNIB        the binary (default: target/release/inknib, which is built if it is missing)
 # LEVEL         of the test: "" (some 5000 cases), --quick, --full
 # SIZES         of pictures (default: 256,512)
-# MODELS        of tools/synthetic_llm.py (default: smollm2-135m llama-3.2-1b llama-3.1-8b; the last takes 16 GB of disk)
+# MODELS        of tools/synthetic_llm.py, none if empty (default: smollm2-135m llama-3.2-1b llama-3.1-8b; the last takes 16 GB of disk)
 # LLAMA_BENCH   llama.cpp's llama-bench with the Vulkan backend (llama-quantize beside it); GGUF_DIR may hold MODEL-Q4_0.gguf of the
 #               same shapes, else they are made, which takes numpy and gguf from PyPI and some minutes more. Each model is measured
 #               after ours.
@@ -18,7 +18,7 @@ set -u
 cd "$(dirname "$0")/.."
 out=${1:-target/gpu}
 inknib=${INKNIB:-target/release/inknib}
-models=${MODELS:-smollm2-135m llama-3.2-1b llama-3.1-8b}
+models=${MODELS-smollm2-135m llama-3.2-1b llama-3.1-8b}
 scratch=${TMPDIR:-/tmp}/inknib-gpu
 mkdir -p "$out" "$scratch"
 [ -x "$inknib" ] || cargo build --release --locked || exit 1
