@@ -30,7 +30,19 @@ step() {
     step=$1
     shift
     say "== $step: $*"
-    "$@" >"$out/$step.log" 2>&1 || { failed="$failed $step"; tail -n 5 "$out/$step.log" >&2; }
+    "$@" >"$out/$step.log" 2>&1 && return
+    failed="$failed $step"
+    tail -n 5 "$out/$step.log" >&2
+    return 1
+}
+
+# make NAME FOLDER COMMAND...: the command with FOLDER behind it, which appears when it is complete
+make() {
+    name=$1 made=$2
+    shift 2
+    [ -e "$made" ] && return
+    rm -rf "$made.part"
+    step "$name" "$@" "$made.part" && mv "$made.part" "$made"
 }
 
 step doctor "$inknib" doctor
@@ -39,7 +51,7 @@ step tune "$inknib" tune
 step ops "$inknib" bench --ops -o "$out/ops.json" -o "$out/ops.md" -o "$out/ops.svg"
 for model in $models; do
     folder=$scratch/$model
-    [ -e "$folder/model.safetensors" ] || step "$model-make" python3 tools/synthetic_llm.py "$model" "$folder"
+    make "$model-make" "$folder" python3 tools/synthetic_llm.py "$model" || continue
     for weights in int4-g32-uniform-absmax fp16; do
         name=$model-${weights%%-*}
         step "$name" "$inknib" bench -m "$folder" --weights $weights -p 512 -n 128 -o "$out/$name.json" -o "$out/$name.md"
@@ -57,8 +69,7 @@ for model in $models; do
 done
 if python3 -c 'import numpy' 2>/dev/null; then
     folder=$scratch/sd15
-    [ -e "$folder/unet" ] || step sd15-make python3 tools/synthetic_sd.py sd15 "$folder"
-    step sd15 "$inknib" bench -m "$folder" --size "${SIZES:-256,512}" --weights int4,fp16 --batch 1,2 --no-vae -o "$out/sd15.json" -o "$out/sd15.md"
+    make sd15-make "$folder" python3 tools/synthetic_sd.py sd15 && step sd15 "$inknib" bench -m "$folder" --size "${SIZES:-256,512}" --weights int4,fp16 --batch 1,2 --no-vae -o "$out/sd15.json" -o "$out/sd15.md"
 else
     say "skipped: no numpy, so no UNet"
 fi

@@ -194,12 +194,26 @@ fn pairs_of_prompts_and_seeds() {
     let text: String = html.split("base64,").enumerate().map(outside).collect();
     assert!(!text.contains("http") && !text.contains("NaN"), "an address or NaN in the page");
 
-    // A report against itself and against one with twice the error.
-    std::fs::write(&report, answer.to_string()).unwrap();
+    against_another(&answer, [&report, &other]);
+    of_pairs_and_steps(&answer);
+    of_injection(&answer["injection"]);
+    assert!(!answer["attention"].as_array().unwrap().is_empty());
+
+    // Samplers that draw noise on the way would draw other noise in every run.
+    let mut args = SCENES.to_vec();
+    args.extend(["--inject", "--sampling-method", "euler_a", "--baseline-kernels", "fast"]);
+    let all: Vec<&str> = ["compare"].iter().chain(&args).copied().collect();
+    let (code, _, err) = inknib(&all);
+    assert!(code == 2 && err.contains("--inject needs a sampler"), "{err}");
+}
+
+/// A report against one of another adapter with twice the error.
+fn against_another(answer: &Value, [report, other]: [&std::path::Path; 2]) {
+    std::fs::write(report, answer.to_string()).unwrap();
     let mut changed = answer.clone();
     changed["injection"]["all"] = (2.0 * number(&answer["injection"]["all"])).into();
     changed["adapter"] = "another".into();
-    std::fs::write(&other, changed.to_string()).unwrap();
+    std::fs::write(other, changed.to_string()).unwrap();
     let (two, _) = compare(&[report.to_str().unwrap(), other.to_str().unwrap()], 0);
     assert_eq!(two["differences"][0]["name"], "adapter");
     let figures = two["figures"].as_array().unwrap();
@@ -208,6 +222,9 @@ fn pairs_of_prompts_and_seeds() {
         let expected = if figure["name"] == "injection.all" { 2.0 } else { 1.0 };
         assert_eq!(number(&figure["ratio"]), expected, "{figure}");
     }
+}
+
+fn of_pairs_and_steps(answer: &Value) {
     let pairs = answer["pairs"].as_array().unwrap();
     let of = |name: &str| pairs.iter().map(|p| number(&p[name])).collect::<Vec<f64>>();
     assert_eq!(of("seed"), [7.0, 8.0, 7.0, 8.0]);
@@ -227,7 +244,9 @@ fn pairs_of_prompts_and_seeds() {
         let whole = number(&step["eps_rel_l2_teacher_forced"]);
         assert!(bands.iter().any(|b| *b <= whole) && bands.iter().any(|b| *b >= whole), "{step}");
     }
-    let injection = &answer["injection"];
+}
+
+fn of_injection(injection: &Value) {
     let gains: Vec<f64> =
         injection["steps"].as_array().unwrap().iter().map(|s| number(&s["gain"])).collect();
     let sum: f64 = gains.iter().sum();
@@ -239,14 +258,6 @@ fn pairs_of_prompts_and_seeds() {
     // the second: within a third here, where a quantized step moves the latents by a few hundredths.
     let all = number(&injection["all"]);
     assert!((number(&injection["norm_of_sum"]) / all - 1.0).abs() < 0.33, "{injection}");
-    assert!(!answer["attention"].as_array().unwrap().is_empty());
-
-    // Samplers that draw noise on the way would draw other noise in every run.
-    let mut args = SCENES.to_vec();
-    args.extend(["--inject", "--sampling-method", "euler_a", "--baseline-kernels", "fast"]);
-    let all: Vec<&str> = ["compare"].iter().chain(&args).copied().collect();
-    let (code, _, err) = inknib(&all);
-    assert!(code == 2 && err.contains("--inject needs a sampler"), "{err}");
 }
 
 #[test]

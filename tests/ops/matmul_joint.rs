@@ -1,3 +1,4 @@
+use inknib::gpu::Gpu;
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Vector, Weight};
 use inknib::ops::kv_cache::kv_write;
 use inknib::ops::matmul::joint::BUFFERS;
@@ -11,6 +12,13 @@ use crate::matmul::rounded_norm;
 use crate::rope::position;
 
 const CONTEXT: usize = 9;
+
+fn run(gpu: &Gpu, graph: &Graph, kernels: Kernels) -> Plan {
+    let options = PlanOptions { kernels, poison: true, ..Default::default() };
+    let plan = Plan::new(gpu, graph, &options).unwrap();
+    plan.run().unwrap();
+    plan
+}
 
 /// Queries, keys and values of a few tokens, the values straight into their cache, behind a norm: one launch on a real GPU.
 #[test]
@@ -61,9 +69,7 @@ fn three_products_of_one_x_are_one_launch() {
                     graph.output("k", y(1));
                     let cache = graph.external(&cache, [1, CONTEXT, rows[2]], act);
                     graph.output("v", kv_write(cache, y(2), position(gpu, &graph, 2)));
-                    let options = PlanOptions { kernels, poison: true, ..Default::default() };
-                    let plan = Plan::new(gpu, &graph, &options).unwrap();
-                    plan.run().unwrap();
+                    let plan = run(gpu, &graph, kernels);
                     let at = format!("{kernels:?} {act:?} {spec} {m} rows by {rows:?} of {k}");
                     for (i, name) in ["q", "k"].into_iter().enumerate() {
                         let e = nmse(&plan.read(name).unwrap(), &want(i));
@@ -74,10 +80,7 @@ fn three_products_of_one_x_are_one_launch() {
                     let (new, after) = rest.split_at(m * rows[2]);
                     let e = nmse(new, &want(2));
                     assert!(e <= tolerance(act), "v, {at}: {e:.2e}");
-                    assert!(
-                        before.iter().chain(after).all(|v| *v == 0.0),
-                        "{at}: other rows changed"
-                    );
+                    assert!(before.iter().chain(after).all(|v| *v == 0.0), "{at}: others changed");
                     let one = kernels == Kernels::Hardware && m <= 4;
                     if one && gpu.caps().max_storage_buffers >= BUFFERS {
                         assert_eq!(plan.launches().len(), 1, "{at}");
@@ -128,10 +131,7 @@ fn three_products_of_one_rounded_x_are_two_launches() {
                 for (name, weight) in ["q", "k", "v"].into_iter().zip(&weights) {
                     graph.output(name, linear_rounded(x, weight, None));
                 }
-                let kernels = Kernels::Hardware;
-                let options = PlanOptions { kernels, poison: true, ..Default::default() };
-                let plan = Plan::new(gpu, &graph, &options).unwrap();
-                plan.run().unwrap();
+                let plan = run(gpu, &graph, Kernels::Hardware);
                 let at = format!("{act:?} {spec} {m} rows by {rows:?} of {k}");
                 for (name, packed) in ["q", "k", "v"].into_iter().zip(&packed) {
                     let want = oracle(&normed, &packed.decode(), None, None, Act::None, k);

@@ -161,6 +161,9 @@ impl Section {
         self.numbers.insert(name.into(), value.is_finite().then_some(value));
         self
     }
+    pub(super) fn numbers<'a>(self, all: impl IntoIterator<Item = (&'a str, f64)>) -> Section {
+        all.into_iter().fold(self, |section, (name, value)| section.number(name, value))
+    }
 }
 
 /// What is studied and how; a study goes on only where all of it is the same.

@@ -83,6 +83,24 @@ fn by_bits(found: &[Format]) -> String {
         .svg("What each bit buys")
 }
 
+const OUTLIERS: &str = "int4 per channel, 2.0 % of columns fp16";
+/// What the section's numbers are called, and of which format each is.
+const NUMBERS: [(&str, &str); 13] = [
+    ("int4_per_tensor_kl_nats", "int4 per tensor"),
+    ("int4_per_channel_kl_nats", "int4 per channel"),
+    ("int4_g64_kl_nats", "int4 g64"),
+    ("int4_g32_kl_nats", "int4 g32"),
+    ("int4_g64_asymmetric_kl_nats", "int4 g64, asymmetric"),
+    ("int4_g64_cubic_kl_nats", "int4-g64-cubic"),
+    ("int4_g64_uniform_kl_nats", "int4-g64-uniform"),
+    ("outlier_columns_kl_nats", OUTLIERS),
+    ("int8_per_tensor_kl_nats", "int8 per tensor"),
+    ("int8_per_channel_kl_nats", "int8 per channel"),
+    ("int8_g64_kl_nats", "int8-g64"),
+    ("int2_kl_nats", "int2 g64, searched"),
+    ("int3_kl_nats", "int3 g64, searched"),
+];
+
 fn scales(found: &[Format]) -> Section {
     let of = |name: &str| kl(found, name);
     let (tensor, channel) = (of("int4 per tensor"), of("int4 per channel"));
@@ -90,7 +108,7 @@ fn scales(found: &[Format]) -> Section {
     let (even, cubic) = (of("int4-g64-uniform"), of("int4-g64-cubic"));
     // 4.5 bits each.
     let asymmetric = of("int4 g64, asymmetric");
-    let kept = of("int4 per channel, 2.0 % of columns fp16");
+    let kept = of(OUTLIERS);
     let ordered = tensor > channel && channel > g64 && g64 > g32;
     let outcome = match (ordered, asymmetric < g32, cubic < even) {
         (true, true, true) => Outcome::Holds,
@@ -122,19 +140,7 @@ fn scales(found: &[Format]) -> Section {
             milli(even),
         ),
     )
-    .number("int4_per_tensor_kl_nats", tensor)
-    .number("int4_per_channel_kl_nats", channel)
-    .number("int4_g64_kl_nats", g64)
-    .number("int4_g32_kl_nats", g32)
-    .number("int4_g64_asymmetric_kl_nats", asymmetric)
-    .number("int4_g64_cubic_kl_nats", cubic)
-    .number("int4_g64_uniform_kl_nats", even)
-    .number("outlier_columns_kl_nats", kept)
-    .number("int8_per_tensor_kl_nats", of("int8 per tensor"))
-    .number("int8_per_channel_kl_nats", of("int8 per channel"))
-    .number("int8_g64_kl_nats", of("int8-g64"))
-    .number("int2_kl_nats", of("int2 g64, searched"))
-    .number("int3_kl_nats", of("int3 g64, searched"))
+    .numbers(NUMBERS.map(|(name, format)| (name, of(format))))
     .paragraph(format!(
         "Outlier columns (LLM.int8()'s idea): with one scale per channel and the 2 % of the columns with the largest inputs in fp16 \
          the KLD is {}, without them {} (10⁻³ nats). Eight bits need no care: {} per tensor, {} per channel, {} in groups of 64.",

@@ -43,6 +43,17 @@ impl Alone {
     fn each_million(&self) -> f64 {
         self.judged.kl() / (self.weights as f64 / 1e6)
     }
+    /// Cells of the table; `sum` is what all kinds cost.
+    fn row(&self, sum: f64) -> Vec<String> {
+        vec![
+            self.name.to_string(),
+            number(self.weights as f64 / 1e6),
+            milli(self.judged.kl()),
+            number(100.0 * self.judged.error.same_top),
+            number(100.0 * self.judged.kl() / sum),
+            number(1e3 * self.each_million()),
+        ]
+    }
 }
 
 /// L3: kinds of layers alone in int4.
@@ -59,6 +70,29 @@ pub(super) fn places(lab: &mut TextLab, on_stage: &mut OnStage<'_>) -> Result<Ve
     }
     let report = lab.report(on_stage)?;
     Ok(vec![attention(&kinds, &report)])
+}
+
+fn by_kind(ranked: &[&Alone]) -> BarList {
+    let rows = ranked.iter().map(|a| (a.name.to_string(), 1e3 * a.each_million()));
+    BarList::new(Axis::linear("mean KLD for a million weights, 10⁻³ nats"), rows)
+}
+
+fn by_layer(report: &TextReport) -> BarList {
+    let heads = report.attention.iter().map(|a| (a.name.clone(), 1e3 * a.kl_mean));
+    BarList::new(Axis::linear("mean KLD, 10⁻³ nats"), heads)
+}
+
+/// In words: what a weight of queries and keys costs, of values and output, and of the others, and what it does to attention.
+fn costs([ratio, to_others, kl, flips]: [f64; 4], [place, kinds]: [usize; 2]) -> String {
+    format!(
+        "A weight of queries and keys costs {} times what one of values and output does, {} times the mean of the other kinds \
+         (place {place} of {kinds}). Attention probabilities diverge by {} nats on average; {} % of the queries look at another \
+         token first.",
+        number(ratio),
+        number(to_others),
+        number(kl),
+        number(100.0 * flips),
+    )
 }
 
 fn attention(kinds: &[Alone], report: &TextReport) -> Section {
@@ -85,12 +119,7 @@ fn attention(kinds: &[Alone], report: &TextReport) -> Section {
         _ => Outcome::DoesNotHold,
     };
     let title = "Kinds of layers alone in int4";
-    let rows = ranked.iter().map(|a| (a.name.to_string(), 1e3 * a.each_million()));
-    let svg =
-        BarList::new(Axis::linear("mean KLD for a million weights, 10⁻³ nats"), rows).svg(title);
     let title2 = "Attention probabilities with all of the net in int4";
-    let heads = report.attention.iter().map(|a| (a.name.clone(), 1e3 * a.kl_mean));
-    let by_layer = BarList::new(Axis::linear("mean KLD, 10⁻³ nats"), heads).svg(title2);
     Section::new(
         "L3",
         "Does attention shrug errors off?",
@@ -102,16 +131,7 @@ fn attention(kinds: &[Alone], report: &TextReport) -> Section {
     .found(
         outcome,
         match ratio.is_finite() {
-            true => format!(
-                "A weight of queries and keys costs {} times what one of values and output does, {} times the mean of the other \
-                 kinds (place {place} of {}). Attention probabilities diverge by {} nats on average; {} % of the queries look at \
-                 another token first.",
-                number(ratio),
-                number(to_others),
-                ranked.len(),
-                number(kl),
-                number(100.0 * flips),
-            ),
+            true => costs([ratio, to_others, kl, flips], [place, ranked.len()]),
             false => "This family keeps queries, keys and values in one matrix, so that they cannot be told apart.".into(),
         },
     )
@@ -135,19 +155,10 @@ fn attention(kinds: &[Alone], report: &TextReport) -> Section {
         milli(sum),
         milli(report.llm.kl_mean),
     ))
-    .figure(title, svg, "Teacher-forced; per million weights, so that large and small kinds compare.")
+    .figure(title, by_kind(&ranked).svg(title), "Teacher-forced; per million weights, so that large and small kinds compare.")
     .table(
         &["kind", "weights, 10⁶", "mean KLD, 10⁻³ nats", "same top, %", "share of all, %", "KLD for 10⁶ weights, 10⁻³ nats"],
-        ranked.iter().map(|a| {
-            vec![
-                a.name.to_string(),
-                number(a.weights as f64 / 1e6),
-                milli(a.judged.kl()),
-                number(100.0 * a.judged.error.same_top),
-                number(100.0 * a.judged.kl() / sum),
-                number(1e3 * a.each_million()),
-            ]
-        }),
+        ranked.iter().map(|a| a.row(sum)),
     )
-    .figure(title2, by_layer, "Layer by layer; errors of the layers before are in it.")
+    .figure(title2, by_layer(report).svg(title2), "Layer by layer; errors of the layers before are in it.")
 }

@@ -7,8 +7,8 @@ use crate::Result;
 use crate::gpu::interrupted;
 use crate::graph::Kernels;
 use crate::probe::compare::OnStage;
-use crate::probe::compare_text::{Scored, Sequence, TextReport};
-use crate::probe::compare_tokens::TokenError;
+use crate::probe::compare_text::{Scored, Sequence, TextError, TextReport};
+use crate::probe::compare_tokens::{MarginError, TokenError};
 use crate::probe::plot::{Axis, Plot, number};
 use crate::probe::scorer::Scorer;
 
@@ -59,17 +59,6 @@ fn argmax(report: &TextReport, answers: bool) -> Section {
         (false, false) => Outcome::DoesNotHold,
         _ => Outcome::UnderConditions,
     };
-    let names = report.by_margin.iter().map(|m| format!("{} to {}", number(m.from), number(m.to)));
-    let share = |m: &crate::probe::compare_tokens::MarginError| match m.tokens {
-        0 => f64::NAN,
-        tokens => 100.0 * m.flips as f64 / tokens as f64,
-    };
-    let plot = Plot::categories(
-        "probability of the likeliest word less that of the second, p₁ − p₂",
-        names.clone(),
-        Axis::linear("another word wins, % of these tokens"),
-    )
-    .bars("", report.by_margin.iter().map(share));
     let title = "Which choices change";
     let floor = llm.floor.map_or(f64::NAN, |f| f.kl_mean);
     Section::new(
@@ -85,22 +74,7 @@ fn argmax(report: &TextReport, answers: bool) -> Section {
     )
     .found(
         outcome,
-        match flips {
-            0 => format!(
-                "All of the {} likeliest words stay, and so do all {pieces}. Mean KLD {} (10⁻³ nats).",
-                llm.tokens,
-                milli(llm.kl_mean),
-            ),
-            _ => format!(
-                "{} % of the likeliest words stay. Another wins at {flips} of {} tokens, and {} % of these were close calls \
-                 (p₁ − p₂ under 0.1). Yet {} % of the {pieces} go another way somewhere. Mean KLD {} (10⁻³ nats).",
-                percent(llm.same_top),
-                llm.tokens,
-                percent(among_close),
-                percent(diverged),
-                milli(llm.kl_mean),
-            ),
-        },
+        what_stays(llm, pieces, flips, [among_close, diverged]),
     )
     .number("bits_per_weight", report.bits_per_weight)
     .number("tokens", llm.tokens as f64)
@@ -124,15 +98,57 @@ fn argmax(report: &TextReport, answers: bool) -> Section {
         milli(floor),
         if floor == 0.0 { ": these weights come in 16 bits" } else { "" },
     ))
-    .figure(title, plot.svg(title), "Teacher-forced: both models read the same tokens.")
+    .figure(title, by_margin(report).svg(title), "Teacher-forced: both models read the same tokens.")
     .table(
         &["p₁ − p₂ of fp16", "tokens", "another word wins"],
-        names.zip(&report.by_margin).map(|(n, m)| vec![n, m.tokens.to_string(), m.flips.to_string()]),
+        report.by_margin.iter().map(|m| vec![margin(m), m.tokens.to_string(), m.flips.to_string()]),
     )
     .table(
         &["most divergent", "tokens", "mean KLD, 10⁻³ nats", "same top, %", "first difference", "fp16 there", "int4 there"],
         worst(&report.passages).into_iter().map(row),
     )
+}
+
+/// In words: of `flips` changed words so many were close calls, and of all pieces so many go another way.
+fn what_stays(
+    llm: &TextError,
+    pieces: &str,
+    flips: usize,
+    [among_close, diverged]: [f64; 2],
+) -> String {
+    match flips {
+        0 => format!(
+            "All of the {} likeliest words stay, and so do all {pieces}. Mean KLD {} (10⁻³ nats).",
+            llm.tokens,
+            milli(llm.kl_mean),
+        ),
+        _ => format!(
+            "{} % of the likeliest words stay. Another wins at {flips} of {} tokens, and {} % of these were close calls \
+             (p₁ − p₂ under 0.1). Yet {} % of the {pieces} go another way somewhere. Mean KLD {} (10⁻³ nats).",
+            percent(llm.same_top),
+            llm.tokens,
+            percent(among_close),
+            percent(diverged),
+            milli(llm.kl_mean),
+        ),
+    }
+}
+
+fn margin(m: &MarginError) -> String {
+    format!("{} to {}", number(m.from), number(m.to))
+}
+
+fn by_margin(report: &TextReport) -> Plot {
+    let share = |m: &MarginError| match m.tokens {
+        0 => f64::NAN,
+        tokens => 100.0 * m.flips as f64 / tokens as f64,
+    };
+    Plot::categories(
+        "probability of the likeliest word less that of the second, p₁ − p₂",
+        report.by_margin.iter().map(margin),
+        Axis::linear("another word wins, % of these tokens"),
+    )
+    .bars("", report.by_margin.iter().map(share))
 }
 
 /// The pieces with the largest divergence.
@@ -183,6 +199,34 @@ struct Swap {
     both: f64,
     /// The quantized net in the first halves.
     first: f64,
+}
+
+impl Swap {
+    /// Who reads the first half, who scores the second, and how far that is off.
+    fn rows(&self) -> impl Iterator<Item = Vec<String>> {
+        let Swap { none, pass, memory, both, .. } = *self;
+        [
+            ("fp16", "fp16", none),
+            ("fp16", "int4", pass),
+            ("int4", "fp16", memory),
+            ("int4", "int4", both),
+        ]
+        .into_iter()
+        .map(|(read, scored, kl)| vec![read.to_string(), scored.to_string(), milli(kl)])
+    }
+    fn in_words(&self) -> String {
+        format!(
+            "The two sources, memory and pass, add up to {} (10⁻³ nats) where both together are {}. Teacher-forced, int4's KLD in the second halves \
+             is {} times that in the first{}. The memory hands errors on, but every word is computed from \
+             the weights anew and reads the right words before it. What int4 writes by itself is no longer the same text after the \
+             first word that differs; that it is a worse one does not follow.",
+            milli(self.memory + self.pass),
+            milli(self.both),
+            number(self.both / self.first),
+            // Twice over half of a text is more than chance does in a few hundred tokens.
+            if self.both < 2.0 * self.first { ": the error does not run away" } else { "" },
+        )
+    }
 }
 
 /// int4 or fp16 reads the first half of every piece, int4 or fp16 scores the second.
@@ -242,6 +286,28 @@ fn read(by: &mut Scorer<'_>, sequence: &Sequence, half: usize) -> Result<Vec<f32
     by.logits(&sequence.ids[..sequence.from + half], 0, sequence.from)
 }
 
+/// In words: how many of the pieces go another way, and how soon.
+fn parting(report: &TextReport, pieces: &str) -> String {
+    let mut places: Vec<usize> =
+        report.passages.iter().filter_map(|p| p.first_divergence).collect();
+    places.sort_unstable();
+    match places.get(places.len() / 2) {
+        None => format!("With greedy decoding none of the {pieces} goes another way."),
+        Some(median) => format!(
+            "With greedy decoding {} % of the {pieces} go another way, half of these within {} tokens, and every word after \
+             that continues another text.",
+            percent(parted(&report.passages)),
+            number(*median as f64 + 1.0),
+        ),
+    }
+}
+
+fn along(report: &TextReport) -> Plot {
+    let points = report.by_position.iter().map(|p| (p.from as f64, p.kl_mean));
+    Plot::new(Axis::linear("token"), Axis::log("mean KLD, nats"))
+        .line("int4, teacher-forced", points)
+}
+
 fn propagation(report: &TextReport, swap: &Swap, answers: bool) -> Section {
     let pieces = pieces(answers);
     let share = swap.memory / swap.both;
@@ -254,9 +320,6 @@ fn propagation(report: &TextReport, swap: &Swap, answers: bool) -> Section {
     let firsts: Vec<Option<usize>> = report.passages.iter().map(|p| p.first_divergence).collect();
     let longest = report.passages.iter().map(|p| p.tokens).max().unwrap_or(0);
     let alive = survival(&firsts, longest);
-    let mut places: Vec<usize> = firsts.iter().flatten().copied().collect();
-    places.sort_unstable();
-    let median = places.get(places.len() / 2).map_or(f64::NAN, |at| *at as f64 + 1.0);
     let title = "How long the texts stay the same";
     let words = match answers {
         true => {
@@ -270,10 +333,6 @@ fn propagation(report: &TextReport, swap: &Swap, answers: bool) -> Section {
         Plot::new(Axis::linear("tokens"), Axis::linear("still the same, %").between(0.0, 100.0))
             .line("int4", alive.iter().enumerate().map(|(n, s)| (n as f64, 100.0 * s)));
     let title2 = "KLD along the text";
-    let line = Plot::new(Axis::linear("token"), Axis::log("mean KLD, nats")).line(
-        "int4, teacher-forced",
-        report.by_position.iter().map(|p| (p.from as f64, p.kl_mean)),
-    );
     Section::new(
         "L2",
         "Does an error reach the next word?",
@@ -296,15 +355,7 @@ fn propagation(report: &TextReport, swap: &Swap, answers: bool) -> Section {
                 Outcome::Holds => "next to nothing comes from the past",
                 _ => "errors live on in the memory",
             },
-            match places.is_empty() {
-                true => format!("With greedy decoding none of the {pieces} goes another way."),
-                false => format!(
-                    "With greedy decoding {} % of the {pieces} go another way, half of these within {} tokens, and every word after \
-                     that continues another text.",
-                    percent(parted(&report.passages)),
-                    number(median),
-                ),
-            },
+            parting(report, pieces),
         ),
     )
     .number("kl_memory_int4_pass_fp16_nats", swap.memory)
@@ -317,27 +368,11 @@ fn propagation(report: &TextReport, swap: &Swap, answers: bool) -> Section {
     .number("still_equal_at_the_end", alive.last().copied().unwrap_or(1.0))
     .table(
         &["first half read by", "second half scored by", "mean KLD of the second half, 10⁻³ nats"],
-        [
-            ["fp16", "fp16", &milli(swap.none)],
-            ["fp16", "int4", &milli(swap.pass)],
-            ["int4", "fp16", &milli(swap.memory)],
-            ["int4", "int4", &milli(swap.both)],
-        ]
-        .map(|row| row.map(String::from).to_vec()),
+        swap.rows(),
     )
-    .paragraph(format!(
-        "The two sources, memory and pass, add up to {} (10⁻³ nats) where both together are {}. Teacher-forced, int4's KLD in the second halves \
-         is {} times that in the first{}. The memory hands errors on, but every word is computed from \
-         the weights anew and reads the right words before it. What int4 writes by itself is no longer the same text after the \
-         first word that differs; that it is a worse one does not follow.",
-        milli(swap.memory + swap.pass),
-        milli(swap.both),
-        number(swap.both / swap.first),
-        // Twice over half of a text is more than chance does in a few hundred tokens.
-        if swap.both < 2.0 * swap.first { ": the error does not run away" } else { "" },
-    ))
+    .paragraph(swap.in_words())
     .figure(title, plot.svg(title), words)
-    .figure(title2, line.svg(title2), "Means over parts of equal length. Late parts hold the long texts alone.")
+    .figure(title2, along(report).svg(title2), "Means over parts of equal length. Late parts hold the long texts alone.")
 }
 
 /// L7: one model cannot say; the section says what it adds to a comparison.

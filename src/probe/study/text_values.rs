@@ -270,6 +270,15 @@ fn gated_noise() -> Values {
     values
 }
 
+fn sparsity(inner: &[&Layer]) -> Plot {
+    let line = |of: fn(&Values) -> f64| {
+        inner.iter().enumerate().map(move |(i, l)| ((i + 1) as f64, 100.0 * of(&l.after)))
+    };
+    Plot::new(Axis::linear("layer"), Axis::linear("%").between(0.0, 100.0))
+        .line("near zero", line(Values::near_zero))
+        .line("energy of the top tenth", line(Values::top_tenth))
+}
+
 fn sparse(layers: &[Layer], spectra: &[Spectrum]) -> Section {
     let inner: Vec<&Layer> =
         layers.iter().filter(|l| DOWN.iter().any(|end| l.name.ends_with(end))).collect();
@@ -282,18 +291,8 @@ fn sparse(layers: &[Layer], spectra: &[Spectrum]) -> Section {
         (false, false) => Outcome::DoesNotHold,
         _ => Outcome::UnderConditions,
     };
-    let at = |i: usize| (i + 1) as f64;
     let gated = gated_noise();
     let title = "Sparsity of the feed-forward nets, by layer";
-    let plot = Plot::new(Axis::linear("layer"), Axis::linear("%").between(0.0, 100.0))
-        .line(
-            "near zero",
-            inner.iter().enumerate().map(|(i, l)| (at(i), 100.0 * l.after.near_zero())),
-        )
-        .line(
-            "energy of the top tenth",
-            inner.iter().enumerate().map(|(i, l)| (at(i), 100.0 * l.after.top_tenth())),
-        );
     Section::new(
         "L4",
         "Is the feed-forward net sparse and of low rank?",
@@ -334,13 +333,21 @@ fn sparse(layers: &[Layer], spectra: &[Spectrum]) -> Section {
          spectrum of noise, whatever the weight's own: a small matrix beside it (a LoRA) could take back only that share of it. \
          That updates of weights have low rank, which LoRA rests on, says nothing of the weights themselves.",
     )
-    .figure(title, plot.svg(title), "Means over tokens. Normal numbers: 0.8 % and 44 %.")
+    .figure(title, sparsity(&inner).svg(title), "Means over tokens. Normal numbers: 0.8 % and 44 %.")
     .table(
         &["weight", "energy in a tenth of the singular values, %", "of what int4 changes, %", "of noise, %"],
         spectra
             .iter()
             .map(|s| vec![short(&s.name), percent(s.weight), percent(s.error), percent(s.noise)]),
     )
+}
+
+/// Of norms: what they belong to and the values before.
+fn reaches(normed: &[(&Layer, &Values)]) -> Plot {
+    let numbered = || normed.iter().enumerate();
+    Plot::new(Axis::linear("norm, in order of computation"), Axis::linear("largest / rms"))
+        .line("before the norm", numbered().map(|(i, (_, before))| (i as f64, before.reach())))
+        .line("after", numbered().map(|(i, (l, _))| (i as f64, l.after.reach())))
 }
 
 fn smooths(layers: &[Layer]) -> Section {
@@ -360,16 +367,6 @@ fn smooths(layers: &[Layer]) -> Section {
         _ => Outcome::UnderConditions,
     };
     let title = "Largest value of a token over its root of the mean square";
-    let plot =
-        Plot::new(Axis::linear("norm, in order of computation"), Axis::linear("largest / rms"))
-            .line(
-                "before the norm",
-                normed.iter().enumerate().map(|(i, (_, b))| (i as f64, b.reach())),
-            )
-            .line(
-                "after",
-                normed.iter().enumerate().map(|(i, (l, _))| (i as f64, l.after.reach())),
-            );
     let number_of =
         |pair: [f64; 2]| format!("{} before, {} after", number(pair[0]), number(pair[1]));
     Section::new(
@@ -401,7 +398,7 @@ fn smooths(layers: &[Layer]) -> Section {
          four bits no activation is rounded, so that outliers do harm only by the weights that they meet; that is what \
          calibrated methods look at (M).",
     )
-    .figure(title, plot.svg(title), "Means over tokens. Normal numbers: 3 for 256 channels, 3.9 for 8,192.")
+    .figure(title, reaches(&normed).svg(title), "Means over tokens. Normal numbers: 3 for 256 channels, 3.9 for 8,192.")
     .table(
         &["norm before", "kurtosis before", "after", "largest / rms before", "after", "energy in 1 % of channels before, %", "after, %"],
         normed.iter().map(|(l, b)| {

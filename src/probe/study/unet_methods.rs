@@ -90,6 +90,20 @@ pub(super) fn methods(lab: &mut UnetLab, on_stage: &mut OnStage<'_>) -> Result<V
 /// What the budget asks for.
 const BITS: f64 = 4.6;
 
+fn by_bits(found: &[Made]) -> Plot {
+    let plot = Plot::new(
+        Axis::linear("bits per weight of the UNet, everything counted"),
+        Axis::linear("SQNR of ε, dB"),
+    );
+    let point = |m: &Made| {
+        let (bits, db) = (m.judged.bits, m.judged.db());
+        ((bits, db), format!("{}: {} bits, {} dB", m.name, number(bits), number(db)))
+    };
+    let of = |calibrated| found.iter().filter(move |m| m.calibrated == calibrated).map(point);
+    plot.scatter("without calibration", of(false).collect::<Vec<_>>())
+        .scatter("with calibration", of(true).collect::<Vec<_>>())
+}
+
 fn table(found: &[Made]) -> Section {
     let db = |name: &str| found.iter().find(|m| m.name == name).map_or(f64::NAN, |m| m.judged.db());
     let (q4, hqq, plain, best) = (
@@ -98,25 +112,6 @@ fn table(found: &[Made]) -> Section {
         db("--bits 4.6"),
         db("--bits 4.6, GPTQ"),
     );
-    let plot = {
-        let mut plot = Plot::new(
-            Axis::linear("bits per weight of the UNet, everything counted"),
-            Axis::linear("SQNR of ε, dB"),
-        );
-        for (kind, calibrated) in [("without calibration", false), ("with calibration", true)] {
-            let points = found.iter().filter(|m| m.calibrated == calibrated).map(|m| {
-                let label = format!(
-                    "{}: {} bits, {} dB",
-                    m.name,
-                    number(m.judged.bits),
-                    number(m.judged.db())
-                );
-                ((m.judged.bits, m.judged.db()), label)
-            });
-            plot = plot.scatter(kind, points.collect::<Vec<_>>());
-        }
-        plot
-    };
     let title = "Methods by bits";
     let mut section = Section::new(
         "M",
@@ -143,7 +138,7 @@ fn table(found: &[Made]) -> Section {
         "Bits are those in memory, where norms and biases have 32 bits; in a small net that is a tenth of a bit more than in the \
          file.",
     )
-    .figure(title, plot.svg(title), "Teacher-forced, means over the pairs and five steps; point at a dot for its name.")
+    .figure(title, by_bits(found).svg(title), "Teacher-forced, means over the pairs and five steps; point at a dot for its name.")
     .table(
         &["method", "bits per weight", "SQNR of ε, dB", "PSNR, dB", "SSIM"],
         found.iter().map(|m| {
