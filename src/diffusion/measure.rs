@@ -57,8 +57,14 @@ pub fn needs(
     let (store, recipe) = part(model, Part::Unet, &options.weights)?;
     let outline = || with_adapters(Loader::outline(gpu, &store, &recipe), Part::Unet, options);
     let loader = outline()?;
-    let unet = Unet::load(&loader, &config)?;
+    let mut unets = vec![Unet::load(&loader, &config)?];
     all.streams(&loader.report());
+    if options.plan.kernels.on(gpu.caps()).for_hardware(gpu.caps()) {
+        // Streamed weights do not lie side by side, so their launches are others.
+        let streamed = outline()?;
+        streamed.limit_resident(0);
+        unets.push(Unet::load(&streamed, &config)?);
+    }
     let hoisted = all.hoist(&outline, &config)?;
     let controls = options.controls.iter().map(|path| all.control(path, &config));
     let controls: Vec<(ControlNet, Conditioned)> = controls.collect::<Result<_>>()?;
@@ -66,10 +72,15 @@ pub fn needs(
     let shape = [request.batch, height / vae.scale(), width / vae.scale(), vae.latent_channels()];
     // The latents, what a sampler remembers, and a copy for the host to read.
     all.needs.fixed += (shape.iter().product::<usize>() * 4 * (MEMORY + 2)) as u64;
-    let joined = all.step(&unet, &hoisted, &controls, shape, Passes::Joined)?;
+    let most = |passes| -> Result<Footprint> {
+        let steps = unets.iter().map(|unet| all.step(unet, &hoisted, &controls, shape, passes));
+        let steps: Vec<Footprint> = steps.collect::<Result<_>>()?;
+        Ok(steps.into_iter().max_by_key(Footprint::bytes).unwrap_or_default())
+    };
+    let joined = most(Passes::Joined)?;
     let apart = match items {
         1 => joined,
-        _ => all.step(&unet, &hoisted, &controls, shape, Passes::Apart)?,
+        _ => most(Passes::Apart)?,
     };
     let binding = gpu.caps().max_binding_bytes;
     if apart.largest > binding {

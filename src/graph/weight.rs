@@ -15,6 +15,13 @@ use crate::quant::{Format, Layout, Offset, Packed, Words};
 use crate::source;
 use crate::{Error, Result};
 
+/// Where bytes would begin in memory that others would share.
+#[derive(Clone, Debug)]
+struct Place {
+    memory: Arc<()>,
+    offset: u64,
+}
+
 /// Where the bytes of a weight are.
 #[derive(Clone, Debug)]
 enum Memory {
@@ -22,7 +29,7 @@ enum Memory {
     /// On the host; a plan brings them to the GPU when it runs.
     Host(Held),
     /// Nowhere: so many bytes that can be planned with, never run with.
-    Outline(u64),
+    Outline(u64, Option<Place>),
 }
 
 impl Memory {
@@ -30,7 +37,7 @@ impl Memory {
         match self {
             Memory::Gpu(bind) => bind.bytes,
             Memory::Host(held) => held.len() as u64 * 4,
-            Memory::Outline(bytes) => *bytes,
+            Memory::Outline(bytes, _) => *bytes,
         }
     }
 }
@@ -151,7 +158,7 @@ impl Weight {
         let info = gpu.uniform("weight outline", 16)?;
         let chunk = |row0: usize| {
             let rows = window.min(layout.rows - row0);
-            let words = Memory::Outline(format.bytes(&Layout { rows, ..layout }) as u64);
+            let words = Memory::Outline(format.bytes(&Layout { rows, ..layout }) as u64, None);
             Chunk { row0, rows, words, scales: None, info: info.clone() }
         };
         let chunks = (0..layout.rows).step_by(window.max(1)).map(chunk).collect();
@@ -287,7 +294,7 @@ impl Chunk {
     /// What of it is on the host.
     pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
         [Some(&self.words), self.scales.as_ref()].into_iter().flatten().filter_map(|m| match m {
-            Memory::Gpu(_) | Memory::Outline(_) => None,
+            Memory::Gpu(_) | Memory::Outline(..) => None,
             Memory::Host(held) => Some(held),
         })
     }
@@ -301,7 +308,7 @@ impl Chunk {
             binds.push(Some(match memory {
                 Memory::Gpu(bind) => bind.clone(),
                 Memory::Host(held) => place(held)?,
-                Memory::Outline(_) => {
+                Memory::Outline(..) => {
                     return Err(Error::Runtime("an outline of a weight cannot be run".into()));
                 }
             }));
@@ -325,7 +332,7 @@ fn chunk(
                 Memory::Gpu(Bind::whole(&buffer))
             }
             Residence::Host => Memory::Host(Arc::new(words.clone())),
-            Residence::Outline => Memory::Outline(words.len() as u64 * 4),
+            Residence::Outline => Memory::Outline(words.len() as u64 * 4, None),
         })
     };
     let info = upload_info(gpu, packed)?;

@@ -62,6 +62,9 @@ impl Loader<'_> {
         k: usize,
     ) -> Result<Vec<Weight>> {
         let shared = &self.shared;
+        if shared.outline.get() {
+            return self.outlines_beside(names, rows, k);
+        }
         let mut parts = Vec::with_capacity(L);
         for (name, n) in names.into_iter().zip(rows) {
             let path = self.pp(name).name("weight");
@@ -70,6 +73,30 @@ impl Loader<'_> {
             parts.push((path, packed));
         }
         self.upload_all(parts)
+    }
+
+    fn outlines_beside<const L: usize>(
+        &self,
+        names: [&str; L],
+        rows: [usize; L],
+        k: usize,
+    ) -> Result<Vec<Weight>> {
+        let shared = &self.shared;
+        let mut paths = Vec::with_capacity(L);
+        let mut forms = Vec::with_capacity(L);
+        for (name, n) in names.into_iter().zip(rows) {
+            let path = self.pp(name).name("weight");
+            forms.push(shared.store.outline(&path, &[n, k], &shared.recipe.spec_for(&path))?);
+            paths.push(path);
+        }
+        let Some(weights) = Weight::outline_beside(shared.gpu, &forms)? else {
+            let each = paths.into_iter().zip(forms);
+            return each.map(|(path, (l, f))| self.upload_outline(path, l, f)).collect();
+        };
+        for (path, weight) in paths.into_iter().zip(&weights) {
+            self.note_outline(path, weight);
+        }
+        Ok(weights)
     }
 
     /// As [`Loader::linears`] from transformers' `Conv1D`, which keeps its weight as `[k, Σ rows]`
@@ -140,7 +167,7 @@ impl Loader<'_> {
         let named =
             |range: &Range<usize>| (part_name::<L>(path, range), packed.slice_rows(range.clone()));
         let slices: Vec<(String, Packed)> = ranges.iter().map(named).collect();
-        let weights = match self.alone() {
+        let weights = match self.alone() && !self.shared.outline.get() {
             true => self.upload_all(slices)?,
             false => {
                 let each = slices.into_iter().map(|(name, part)| self.upload(name, &part));

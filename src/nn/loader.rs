@@ -175,10 +175,10 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Whether weights go straight from the checkpoint to the GPU: no cache, no outline, no limit.
+    /// Whether all weights go straight from the checkpoint to the GPU, or would: no cache, no limit.
     pub(super) fn alone(&self) -> bool {
         let shared = &self.shared;
-        self.cached.is_none() && !shared.outline.get() && shared.room.get() == u64::MAX
+        self.cached.is_none() && shared.room.get() == u64::MAX
     }
 
     /// Counts a weight that lies on the GPU.
@@ -193,11 +193,21 @@ impl<'a> Loader<'a> {
         self.note(LoadedTensor { path, format, elements, bytes, sqnr_db, residence })
     }
 
-    fn upload_outline(&self, path: String, layout: Layout, format: Format) -> Result<Weight> {
+    pub(super) fn upload_outline(
+        &self,
+        path: String,
+        layout: Layout,
+        format: Format,
+    ) -> Result<Weight> {
         let weight = Weight::outline(self.shared.gpu, layout, format)?;
-        let (elements, bytes) = (weight.elements(), weight.bytes());
-        self.record(path, format, elements, bytes, Residence::Outline);
+        self.note_outline(path, &weight);
         Ok(weight)
+    }
+
+    /// Counts a weight that has a size alone.
+    pub(super) fn note_outline(&self, path: String, weight: &Weight) {
+        let (elements, bytes) = (weight.elements(), weight.bytes());
+        self.record(path, weight.format(), elements, bytes, Residence::Outline);
     }
 
     /// Counts a tensor of an outline; vectors as if they were on the GPU.

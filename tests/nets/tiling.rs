@@ -2,8 +2,9 @@
 
 use inknib::diffusion::tiling::{Coder, Pixels};
 use inknib::gpu::Elem;
-use inknib::graph::{Graph, Plan, PlanOptions};
+use inknib::graph::{Graph, Kernels, Plan, PlanOptions};
 use inknib::nets::taesd::{TaesdConfig, TaesdDecoder};
+use inknib::nets::unet::{TimeConditions, Unet, UnetConfig, UnetContext, UnetTime};
 use inknib::nets::vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use inknib::nn::Loader;
 use inknib::quant::{QuantSpec, Recipe};
@@ -117,6 +118,32 @@ fn a_footprint_is_what_a_plan_takes() {
         // 140 latents and the shift, four bytes each; 20 x 28 pixels of 24 channels are the widest.
         assert_eq!(footprint.inputs, 140 * 4 + 16);
         assert_eq!(footprint.largest, 20 * 28 * 24 * 4);
+    }
+}
+
+/// Weights that lie side by side have other launches, and so have outlines of them.
+#[test]
+fn a_footprint_of_outlines_is_what_a_plan_of_weights_takes() {
+    let Some(gpu) = gpu() else { return };
+    let dir = folder("unet_sd15");
+    let (config, store) = (UnetConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
+    let recipe = Recipe::builtin("int4", "unet").unwrap();
+    let footprint = |loader: &Loader<'_>, kernels| {
+        let (net, graph) = (Unet::load(loader, &config).unwrap(), Graph::new(Elem::F32));
+        let times = UnetTime::load(loader, &config).unwrap();
+        let times = times.table(graph.input("t", [1], Elem::F32), &TimeConditions::default());
+        let text = graph.input("text", [2, 77, config.cross_attention_dim], Elem::F32);
+        let pairs = UnetContext::load(loader, &config).unwrap().keys_values(text);
+        let x = graph.input("x", [2, 24, 16, config.in_channels], Elem::F32);
+        graph.output("y", net.forward(x, &times, graph.input("row", [2], Elem::U32), &pairs));
+        let options = PlanOptions { kernels, ..Default::default() };
+        Plan::footprint(gpu, &graph, &options).unwrap()
+    };
+    for kernels in [Kernels::Fast, Kernels::Hardware] {
+        let loaded = footprint(&Loader::new(gpu, &store, &recipe), kernels);
+        let outline = footprint(&Loader::outline(gpu, &store, &recipe), kernels);
+        assert_eq!(loaded.activations, outline.activations, "{kernels:?}");
+        assert_eq!(loaded.largest, outline.largest, "{kernels:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Chunk, Inner, Memory, Several, Weight, scale_words, upload_info};
+use super::{Chunk, Inner, Memory, Place, Several, Weight, scale_words, upload_info};
 use crate::Result;
 use crate::gpu::{Bind, Buffer, Gpu, buffer_bytes};
 use crate::quant::{Format, Layout, Offset, Packed};
@@ -12,24 +12,14 @@ impl Weight {
     /// Weights that share their input, each as [`Weight::upload`] would have it, in memory side by side, so that one launch may
     /// multiply with all of them ([`Chunk::beside`]). None where they do not fit one binding together or differ in form.
     pub fn upload_beside(gpu: &Gpu, parts: &[(&str, &Packed)]) -> Result<Option<Vec<Weight>>> {
-        let [(_, first), ..] = parts else { return Ok(None) };
-        let alike = |p: &Packed| {
-            let (a, b) = (p.layout, first.layout);
-            (a.taps, a.channels) == (b.taps, b.channels)
-                && std::mem::discriminant(&p.format) == std::mem::discriminant(&first.format)
-                && p.columns.is_none()
-        };
-        let words = Side::of(gpu, parts.iter().map(|(_, p)| p.words.len() as u64 * 4));
-        let scales: Vec<_> = parts.iter().map(|(_, p)| scale_words(p)).collect();
-        let sizes = scales.iter().map(|words| words.as_ref().map_or(0, |w| w.len() as u64 * 4));
-        let scale_side = Side::of(gpu, sizes);
-        if !parts.iter().all(|(_, p)| alike(p)) || words.bytes > gpu.caps().max_binding_bytes {
-            return Ok(None);
-        }
-        let word_buffer = gpu.buffer(parts[0].0, words.bytes)?;
-        let scale_buffer = match scale_side.bytes {
+        let forms = || parts.iter().map(|(_, packed)| (packed.layout, packed.format));
+        let plain = parts.iter().all(|(_, packed)| packed.columns.is_none());
+        let Some([words, scales]) = sides(gpu, forms).filter(|_| plain) else { return Ok(None) };
+        let label = parts[0].0;
+        let word_buffer = gpu.buffer(label, words.bytes)?;
+        let scale_buffer = match scales.bytes {
             0 => None,
-            bytes => Some(gpu.buffer(parts[0].0, bytes)?),
+            bytes => Some(gpu.buffer(label, bytes)?),
         };
         let mut weights = Vec::with_capacity(parts.len());
         for (i, (name, packed)) in parts.iter().enumerate() {
@@ -38,9 +28,9 @@ impl Weight {
                 let (offset, bytes) = (side.offsets[i], buffer_bytes(bytes.len() as u64));
                 Ok(Memory::Gpu(Bind { buffer: buffer.clone(), offset, bytes }))
             };
-            let scales = match (&scale_buffer, &scales[i]) {
+            let scales = match (&scale_buffer, scale_words(packed)) {
                 (Some(buffer), Some(words)) => {
-                    Some(put(buffer, &scale_side, bytemuck::cast_slice(words))?)
+                    Some(put(buffer, &scales, bytemuck::cast_slice(&words))?)
                 }
                 _ => None,
             };
@@ -48,18 +38,28 @@ impl Weight {
             packed.words.release();
             let info = upload_info(gpu, packed)?;
             let chunk = Chunk { row0: 0, rows: packed.layout.rows, words, scales, info };
-            let (format, layout) = (packed.format, packed.layout);
-            let (name, columns, chunks) = (name.to_string(), None, vec![chunk]);
-            weights.push(Weight(Arc::new(Inner {
-                name,
-                format,
-                layout,
-                columns,
-                chunks,
-                several: None,
-            })));
+            weights.push(alone(name, (packed.layout, packed.format), chunk));
         }
         Ok(Some(weights))
+    }
+
+    /// The same without their numbers.
+    pub fn outline_beside(gpu: &Gpu, parts: &[(Layout, Format)]) -> Result<Option<Vec<Weight>>> {
+        let Some([words, scales]) = sides(gpu, || parts.iter().copied()) else { return Ok(None) };
+        let info = gpu.uniform("weight outline", 16)?;
+        let memory = [(); 2].map(|()| Arc::new(()));
+        let outline = |(i, (layout, format)): (usize, &(Layout, Format))| {
+            let bytes =
+                numbers(*format, *layout).map(|bytes| buffer_bytes(bytes.next_multiple_of(4)));
+            let [words, scales] = [(0, &words), (1, &scales)].map(|(of, side)| {
+                let place = Place { memory: memory[of].clone(), offset: side.offsets[i] };
+                (bytes[of] > 0).then(|| Memory::Outline(bytes[of], Some(place)))
+            });
+            let words = words.unwrap_or(Memory::Outline(0, None));
+            let chunk = Chunk { row0: 0, rows: layout.rows, words, scales, info: info.clone() };
+            alone("", (*layout, *format), chunk)
+        };
+        Ok(Some(parts.iter().enumerate().map(outline).collect()))
     }
 
     /// Two or three weights that lie beside each other ([`Weight::upload_beside`] made no others with them, and in this order) as one
@@ -93,6 +93,28 @@ impl Weight {
             several: Some(several),
         })))
     }
+}
+
+/// A weight of one window.
+fn alone(name: &str, (layout, format): (Layout, Format), chunk: Chunk) -> Weight {
+    let (name, columns, chunks, several) = (name.to_string(), None, vec![chunk], None);
+    Weight(Arc::new(Inner { name, format, layout, columns, chunks, several }))
+}
+
+/// Where words and scales of such weights lie side by side. None where they do not fit one binding together or differ in form.
+fn sides<I: Iterator<Item = (Layout, Format)>>(
+    gpu: &Gpu,
+    parts: impl Fn() -> I,
+) -> Option<[Side; 2]> {
+    let (first, form) = parts().next()?;
+    let alike = |(layout, format): (Layout, Format)| {
+        (layout.taps, layout.channels) == (first.taps, first.channels)
+            && std::mem::discriminant(&format) == std::mem::discriminant(&form)
+    };
+    let bytes = |of: usize| parts().map(move |(layout, format)| numbers(format, layout)[of]);
+    let sides = [0, 1].map(|of| Side::of(gpu, bytes(of)));
+    let fits = sides[0].bytes <= gpu.caps().max_binding_bytes;
+    (fits && parts().all(alike)).then_some(sides)
 }
 
 /// Bytes of a weight's words and of its scales, without what would fill up the last four.
@@ -133,6 +155,9 @@ impl Chunk {
     pub fn beside<'a>(&self, all: impl Iterator<Item = &'a Chunk>) -> Option<Vec<[u64; 2]>> {
         let place = |memory: &Memory, of: &Memory| match (memory, of) {
             (Memory::Gpu(a), Memory::Gpu(b)) => a.buffer.same(&b.buffer).then_some(a.offset),
+            (Memory::Outline(_, Some(a)), Memory::Outline(_, Some(b))) => {
+                Arc::ptr_eq(&a.memory, &b.memory).then_some(a.offset)
+            }
             _ => None,
         };
         all.map(|chunk| {

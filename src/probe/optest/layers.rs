@@ -28,12 +28,13 @@ pub fn add(all: &mut Vec<Problem>) {
         all.push(heads(small, spec, (Set::Small, if i == 0 { quick } else { usual })));
         all.push(heads(ragged[0], spec, (Set::Ragged, if i == 4 { quick } else { usual })));
         all.push(heads(ragged[1], spec, (Set::Ragged, usual)));
-        all.push(heads(many, spec, (Set::Ragged, usual)));
+        all.push(heads(many, spec, (Set::Ragged, if i == 0 { quick } else { usual })));
         for size in [[1, 33, 172], [4, 40, 200], [7, 24, 64]] {
             let level = if i == 0 && size[0] == 1 { quick } else { usual };
             all.push(halves((size, true), spec, (Set::Ragged, level)));
         }
-        all.push(halves(([21, 64, 40], false), spec, (Set::Ragged, usual)));
+        let level = if i == 0 { quick } else { usual };
+        all.push(halves(([21, 64, 40], false), spec, (Set::Ragged, level)));
     }
     // SmolLM2-135M, Llama-3.2-1B, Phi-2's turning, and Qwen2.5-0.5B.
     let models = [
