@@ -7,7 +7,7 @@
 #   benches/gpu.sh [OUTDIR]        default: target/gpu
 #
 # INKNIB        the binary (default: target/release/inknib, which is built if it is missing)
-# LEVEL         of the test: "" (some 5000 cases), --quick, --full
+# LEVEL         of the test (default: --full, some 8000 cases): --quick, or nothing for the usual one
 # SIZES         of pictures (default: 256,512)
 # MODELS        of tools/synthetic_llm.py, none if empty (default: smollm2-135m llama-3.2-1b llama-3.1-8b; the last takes 16 GB of disk)
 # LLAMA_BENCH   llama.cpp's llama-bench with the Vulkan backend (llama-quantize beside it); GGUF_DIR may hold MODEL-Q4_0.gguf of the
@@ -46,7 +46,7 @@ make() {
 }
 
 step doctor "$inknib" doctor
-step test "$inknib" test ${LEVEL:-} -o "$out/test.json" -o "$out/test.md"
+step test "$inknib" test ${LEVEL---full} -o "$out/test.json" -o "$out/test.md"
 step tune "$inknib" tune
 step ops "$inknib" bench --ops -o "$out/ops.json" -o "$out/ops.md" -o "$out/ops.svg"
 for model in $models; do
