@@ -49,11 +49,11 @@ impl Weight {
         let info = gpu.uniform("weight outline", 16)?;
         let memory = [(); 2].map(|()| Arc::new(()));
         let outline = |(i, (layout, format)): (usize, &(Layout, Format))| {
-            let bytes =
-                numbers(*format, *layout).map(|bytes| buffer_bytes(bytes.next_multiple_of(4)));
+            let bytes = numbers(*format, *layout);
             let [words, scales] = [(0, &words), (1, &scales)].map(|(of, side)| {
                 let place = Place { memory: memory[of].clone(), offset: side.offsets[i] };
-                (bytes[of] > 0).then(|| Memory::Outline(bytes[of], Some(place)))
+                let bytes = buffer_bytes(bytes[of].next_multiple_of(4));
+                (side.bytes > 0).then(|| Memory::Outline(bytes, Some(place)))
             });
             let words = words.unwrap_or(Memory::Outline(0, None));
             let chunk = Chunk { row0: 0, rows: layout.rows, words, scales, info: info.clone() };
