@@ -59,12 +59,7 @@ pub fn needs(
     let loader = outline()?;
     let mut unets = vec![Unet::load(&loader, &config)?];
     all.streams(&loader.report());
-    if options.plan.kernels.on(gpu.caps()).for_hardware(gpu.caps()) {
-        // Streamed weights do not lie side by side, so their launches are others.
-        let streamed = outline()?;
-        streamed.limit_resident(0);
-        unets.push(Unet::load(&streamed, &config)?);
-    }
+    unets.extend(if_streamed(outline()?, &config, options)?);
     let hoisted = all.hoist(&outline, &config)?;
     let controls = options.controls.iter().map(|path| all.control(path, &config));
     let controls: Vec<(ControlNet, Conditioned)> = controls.collect::<Result<_>>()?;
@@ -101,6 +96,20 @@ pub fn needs(
         all.encode(&PictureEncoder::load(&loader, model)?, &loader.report())?;
     }
     Ok(all.finish())
+}
+
+/// The UNet once more where its launches are others when it is streamed: such weights do not lie side by side.
+fn if_streamed(
+    outline: Loader<'_>,
+    config: &UnetConfig,
+    options: &LoadOptions,
+) -> Result<Option<Unet>> {
+    let caps = outline.gpu().caps();
+    if !options.plan.kernels.on(caps).for_hardware(caps) {
+        return Ok(None);
+    }
+    outline.limit_resident(0);
+    Unet::load(&outline, config).map(Some)
 }
 
 /// The decoder of a model's VAE without its weights, and what they would take.
