@@ -34,8 +34,8 @@ Examples:
   inknib quantize -m models/demo-chat -o chat-gptq --method gptq --calibration book.txt
 
 The folder OUT is used like the original: `inknib generate -m scenes-int4 …`. A run that was stopped
-goes on when the same command is given again. What is done of a file waits on OUT's disk until the file
-is written, so the disk needs room for it twice.";
+goes on when the same command is given again. What is done of a file waits on OUT's disk until
+the file is written, so the disk needs room for it twice.";
 
 /// Flags of `inknib quantize`.
 #[derive(clap::Args, Debug)]
