@@ -13,7 +13,7 @@ use super::request::Request;
 use super::run::{Inpaint, Known, Parts, Pass, Passes, State, groups};
 use super::sizes::size;
 use crate::gpu::{Gpu, mib};
-use crate::graph::{Footprint, Graph, Plan, Residence};
+use crate::graph::{Footprint, Graph, Plan, PlanOptions, Residence};
 use crate::nets::controlnet::ControlNet;
 use crate::nets::unet::{Unet, UnetConfig, UnetContext, UnetTime};
 use crate::nn::{LoadReport, Loader};
@@ -57,9 +57,8 @@ pub fn needs(
     let (store, recipe) = part(model, Part::Unet, &options.weights)?;
     let outline = || with_adapters(Loader::outline(gpu, &store, &recipe), Part::Unet, options);
     let loader = outline()?;
-    let mut unets = vec![Unet::load(&loader, &config)?];
+    let unet = Unet::load(&loader, &config)?;
     all.streams(&loader.report());
-    unets.extend(if_streamed(outline()?, &config, options)?);
     let hoisted = all.hoist(&outline, &config)?;
     let controls = options.controls.iter().map(|path| all.control(path, &config));
     let controls: Vec<(ControlNet, Conditioned)> = controls.collect::<Result<_>>()?;
@@ -67,15 +66,10 @@ pub fn needs(
     let shape = [request.batch, height / vae.scale(), width / vae.scale(), vae.latent_channels()];
     // The latents, what a sampler remembers, and a copy for the host to read.
     all.needs.fixed += (shape.iter().product::<usize>() * 4 * (MEMORY + 2)) as u64;
-    let most = |passes| -> Result<Footprint> {
-        let steps = unets.iter().map(|unet| all.step(unet, &hoisted, &controls, shape, passes));
-        let steps: Vec<Footprint> = steps.collect::<Result<_>>()?;
-        Ok(steps.into_iter().max_by_key(Footprint::bytes).unwrap_or_default())
-    };
-    let joined = most(Passes::Joined)?;
+    let joined = all.step(&unet, &hoisted, &controls, shape, Passes::Joined)?;
     let apart = match items {
         1 => joined,
-        _ => most(Passes::Apart)?,
+        _ => all.step(&unet, &hoisted, &controls, shape, Passes::Apart)?,
     };
     let binding = gpu.caps().max_binding_bytes;
     if apart.largest > binding {
@@ -96,20 +90,6 @@ pub fn needs(
         all.encode(&PictureEncoder::load(&loader, model)?, &loader.report())?;
     }
     Ok(all.finish())
-}
-
-/// The UNet once more where its launches are others when it is streamed: such weights do not lie side by side.
-fn if_streamed(
-    outline: Loader<'_>,
-    config: &UnetConfig,
-    options: &LoadOptions,
-) -> Result<Option<Unet>> {
-    let caps = outline.gpu().caps();
-    if !options.plan.kernels.on(caps).for_hardware(caps) {
-        return Ok(None);
-    }
-    outline.limit_resident(0);
-    Unet::load(&outline, config).map(Some)
 }
 
 /// The decoder of a model's VAE without its weights, and what they would take.
@@ -335,7 +315,11 @@ impl Measure<'_> {
         let graph = Graph::new(options.act);
         let nothing = self.gpu.buffer("nothing", 16)?;
         parts.record(&graph, &State { latent: &nothing, memory: &nothing }, &inpaint)?;
-        Plan::footprint(self.gpu, &graph, &options.plan)
+        // Whether weights will be streamed is decided by what is measured here.
+        let streamed = PlanOptions { apart: true, ..options.plan.clone() };
+        let resident = Plan::footprint(self.gpu, &graph, &options.plan)?;
+        let streamed = Plan::footprint(self.gpu, &graph, &streamed)?;
+        Ok(if streamed.bytes() > resident.bytes() { streamed } else { resident })
     }
 
     fn decode(&mut self, vae: &Autoencoder, [_, h, w, c]: [usize; 4]) -> Result<()> {

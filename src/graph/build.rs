@@ -143,7 +143,7 @@ impl<'a> Builder<'a> {
         let real = self.options.kernels.on(self.caps).for_hardware(self.caps);
         let wanted = op.partners();
         // An op that would not join itself joins nothing.
-        if !real || wanted == 0 || !joins(node) {
+        if !real || self.options.apart || wanted == 0 || !joins(node) {
             return Vec::new();
         }
         let mut found = Vec::new();

@@ -22,6 +22,8 @@ pub struct PlanOptions {
     pub taps: bool,
     /// Keep fusion off (to measure what it changes).
     pub no_fusion: bool,
+    /// Products whose weights lie side by side are launches of their own all the same, as where weights are streamed.
+    pub apart: bool,
     /// Fill all planned memory with NaN first, so that a value nobody wrote shows.
     pub poison: bool,
     /// Keep words around all planned memory that [`Plan::guards_intact`] looks at. Such a plan cannot be connected to

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Bias, Linear, Loader};
 use crate::graph::{Vector, Weight};
-use crate::quant::Packed;
+use crate::quant::{Format, Layout, Packed};
 use crate::{Error, Result};
 
 impl Loader<'_> {
@@ -61,39 +61,32 @@ impl Loader<'_> {
         rows: [usize; L],
         k: usize,
     ) -> Result<Vec<Weight>> {
-        let shared = &self.shared;
-        if shared.outline.get() {
-            return self.outlines_beside(names, rows, k);
+        let (store, recipe) = (self.shared.store, self.shared.recipe);
+        let paths = names.map(|name| self.pp(name).name("weight"));
+        let each = paths.into_iter().zip(rows);
+        if self.shared.outline.get() {
+            let form = |(path, n): (String, usize)| {
+                let form = store.outline(&path, &[n, k], &recipe.spec_for(&path))?;
+                Ok((path, form))
+            };
+            return self.outline_all(each.map(form).collect::<Result<_>>()?);
         }
-        let mut parts = Vec::with_capacity(L);
-        for (name, n) in names.into_iter().zip(rows) {
-            let path = self.pp(name).name("weight");
-            let (spec, keep) = (shared.recipe.spec_for(&path), shared.recipe.keep_packed);
-            let packed = shared.store.pack_as(&path, &[n, k], &spec, keep)?;
-            parts.push((path, packed));
-        }
-        self.upload_all(parts)
+        let pack = |(path, n): (String, usize)| {
+            let packed =
+                store.pack_as(&path, &[n, k], &recipe.spec_for(&path), recipe.keep_packed)?;
+            Ok((path, packed))
+        };
+        self.upload_all(each.map(pack).collect::<Result<_>>()?)
     }
 
-    fn outlines_beside<const L: usize>(
-        &self,
-        names: [&str; L],
-        rows: [usize; L],
-        k: usize,
-    ) -> Result<Vec<Weight>> {
-        let shared = &self.shared;
-        let mut paths = Vec::with_capacity(L);
-        let mut forms = Vec::with_capacity(L);
-        for (name, n) in names.into_iter().zip(rows) {
-            let path = self.pp(name).name("weight");
-            forms.push(shared.store.outline(&path, &[n, k], &shared.recipe.spec_for(&path))?);
-            paths.push(path);
-        }
-        let Some(weights) = Weight::outline_beside(shared.gpu, &forms)? else {
-            let each = paths.into_iter().zip(forms);
+    /// Weights of these forms without their numbers, side by side where they would be.
+    fn outline_all(&self, parts: Vec<(String, (Layout, Format))>) -> Result<Vec<Weight>> {
+        let forms: Vec<(Layout, Format)> = parts.iter().map(|(_, form)| *form).collect();
+        let Some(weights) = Weight::outline_beside(self.shared.gpu, &forms)? else {
+            let each = parts.into_iter();
             return each.map(|(path, (l, f))| self.upload_outline(path, l, f)).collect();
         };
-        for (path, weight) in paths.into_iter().zip(&weights) {
+        for (weight, (path, _)) in weights.iter().zip(parts) {
             self.note_outline(path, weight);
         }
         Ok(weights)

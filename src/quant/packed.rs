@@ -84,6 +84,25 @@ impl Format {
             _ => Offset::None,
         }
     }
+    /// Bytes of a weight's words, and of its scales and offsets side by side, without what fills the last four up.
+    pub fn sides(&self, layout: &Layout) -> [u64; 2] {
+        let words = 4 * layout.rows * layout.row_stride() / self.per_word();
+        let groups = self.group().map_or(0, |group| layout.rows * layout.row_groups(group));
+        let each = if self.offset() == Offset::None { 2 } else { 4 };
+        [words as u64, (groups * each) as u64]
+    }
+    /// The same with even levels.
+    pub fn even(self) -> Format {
+        match self {
+            Format::Q4 { group, offset, .. } => Format::Q4 { group, cubic: 0.0, offset },
+            other => other,
+        }
+    }
+    /// The format by which one kernel decodes weights that differ in their levels alone: cubic if any has cubic ones, of which even
+    /// ones are those with c = 0. None of none.
+    pub fn of_all(all: impl IntoIterator<Item = Format>) -> Option<Format> {
+        all.into_iter().reduce(|a, b| if a.cubic() == 0.0 { b } else { a })
+    }
     /// c of its levels; 0 of even ones.
     pub fn cubic(&self) -> f32 {
         match self {

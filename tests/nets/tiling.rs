@@ -128,7 +128,7 @@ fn a_footprint_of_outlines_is_what_a_plan_of_weights_takes() {
     let dir = folder("unet_sd15");
     let (config, store) = (UnetConfig::read(&dir).unwrap(), WeightStore::open(&dir).unwrap());
     let recipe = Recipe::builtin("int4", "unet").unwrap();
-    let footprint = |loader: &Loader<'_>, kernels| {
+    let footprint = |loader: &Loader<'_>, kernels, apart| {
         let (net, graph) = (Unet::load(loader, &config).unwrap(), Graph::new(Elem::F32));
         let times = UnetTime::load(loader, &config).unwrap();
         let times = times.table(graph.input("t", [1], Elem::F32), &TimeConditions::default());
@@ -136,14 +136,19 @@ fn a_footprint_of_outlines_is_what_a_plan_of_weights_takes() {
         let pairs = UnetContext::load(loader, &config).unwrap().keys_values(text);
         let x = graph.input("x", [2, 24, 16, config.in_channels], Elem::F32);
         graph.output("y", net.forward(x, &times, graph.input("row", [2], Elem::U32), &pairs));
-        let options = PlanOptions { kernels, ..Default::default() };
+        let options = PlanOptions { kernels, apart, ..Default::default() };
         Plan::footprint(gpu, &graph, &options).unwrap()
     };
     for kernels in [Kernels::Fast, Kernels::Hardware] {
-        let loaded = footprint(&Loader::new(gpu, &store, &recipe), kernels);
-        let outline = footprint(&Loader::outline(gpu, &store, &recipe), kernels);
+        let loaded = footprint(&Loader::new(gpu, &store, &recipe), kernels, false);
+        let outline = footprint(&Loader::outline(gpu, &store, &recipe), kernels, false);
         assert_eq!(loaded.activations, outline.activations, "{kernels:?}");
         assert_eq!(loaded.largest, outline.largest, "{kernels:?}");
+        let streaming = Loader::new(gpu, &store, &recipe);
+        streaming.limit_resident(0);
+        let streamed = footprint(&streaming, kernels, false);
+        let apart = footprint(&Loader::outline(gpu, &store, &recipe), kernels, true);
+        assert_eq!(streamed.activations, apart.activations, "{kernels:?}, streamed");
     }
 }
 

@@ -1,7 +1,7 @@
 use inknib::gpu::{Elem, Gpu};
 use inknib::graph::{Graph, Kernels, Plan, PlanOptions, Vector, Weight};
 use inknib::ops::kv_cache::kv_write;
-use inknib::ops::matmul::beside::BUFFERS;
+use inknib::ops::matmul::joint::BUFFERS;
 use inknib::ops::matmul::{linear, oracle};
 use inknib::ops::pointwise::{Act, gated};
 use inknib::quant::{Layout, Packed, QuantSpec};
@@ -9,19 +9,34 @@ use inknib::quant::{Layout, Packed, QuantSpec};
 use crate::harness::*;
 use crate::rope::position;
 
-const SPECS: [&str; 6] =
-    ["int4-g32-uniform", "int4-g32-cubic-mse", "int4-g64-cubic-mse", "int8-g64", "f16", "f32"];
+const SPECS: [&str; 7] = [
+    "int4-g32-uniform",
+    "int4-g32-cubic-mse",
+    MIXED,
+    "int4-g64-cubic-mse",
+    "int8-g64",
+    "f16",
+    "f32",
+];
+/// The first weight has even levels, the others cubic ones: a search may find that best.
+const MIXED: &str = "int4-g32, levels mixed";
 const ALL: [Kernels; 3] = [Kernels::Reference, Kernels::Fast, Kernels::Hardware];
 
 /// Weights of one x side by side. Each is spread differently, so that the levels of cubic ones are.
 fn beside(gpu: &Gpu, spec: &str, rows: &[usize], k: usize) -> (Vec<Packed>, Vec<Weight>) {
-    let spec: QuantSpec = spec.parse().unwrap();
     let pack = |(i, rows): (usize, &usize)| {
+        let spec = match (spec, i) {
+            (MIXED, 0) => "int4-g32-uniform",
+            (MIXED, _) => "int4-g32-cubic-mse",
+            _ => spec,
+        };
+        let spec: QuantSpec = spec.parse().unwrap();
         let w: Vec<f32> =
             randn(60 + i as u64, rows * k).iter().map(|v| v * v.abs().powi(2 * i as i32)).collect();
         Packed::pack(&w, Layout::linear(*rows, k), &spec, None).unwrap()
     };
     let packed: Vec<Packed> = rows.iter().enumerate().map(pack).collect();
+    assert!(spec != MIXED || packed[0].format.cubic() == 0.0 && packed[1].format.cubic() > 0.0);
     let parts: Vec<(&str, &Packed)> = packed.iter().map(|p| ("w", p)).collect();
     let weights = Weight::upload_beside(gpu, &parts).unwrap().expect("one form");
     (packed, weights)
@@ -51,6 +66,8 @@ fn three_products_of_many_rows_are_one_launch() {
             (16, [128, 128, 64], 1090, [1, 2]),
             // Of most formats something lies between.
             (33, [33, 7, 12], 64, [0, 1]),
+            // Few rows go by pieces.
+            (3, [128, 128, 40], 172, [1, 1]),
         ] {
             let (packed, weights) = beside(gpu, spec, &rows, k);
             let several = Weight::several(&weights.iter().collect::<Vec<_>>()).is_some();
@@ -136,6 +153,7 @@ fn a_gated_unit_of_many_rows_is_one_launch() {
             (17, 1024, 64, false, 1),
             (33, 80, 64, false, 2),
             (33, 128, 64, true, 2),
+            (2, 128, 172, true, 1),
         ] {
             let (packed, weights) = beside(gpu, spec, &[n, n], k);
             let biases: Vec<Vec<f32>> = (0..2).map(|i| randn(70 + i as u64, n)).collect();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Chunk, Inner, Memory, Place, Several, Weight, scale_words, upload_info};
 use crate::Result;
 use crate::gpu::{Bind, Buffer, Gpu, buffer_bytes};
-use crate::quant::{Format, Layout, Offset, Packed};
+use crate::quant::{Format, Layout, Packed};
 
 impl Weight {
     /// Weights that share their input, each as [`Weight::upload`] would have it, in memory side by side, so that one launch may
@@ -49,7 +49,7 @@ impl Weight {
         let info = gpu.uniform("weight outline", 16)?;
         let memory = [(); 2].map(|()| Arc::new(()));
         let outline = |(i, (layout, format)): (usize, &(Layout, Format))| {
-            let bytes = numbers(*format, *layout);
+            let bytes = format.sides(layout);
             let [words, scales] = [(0, &words), (1, &scales)].map(|(of, side)| {
                 let place = Place { memory: memory[of].clone(), offset: side.offsets[i] };
                 let bytes = buffer_bytes(bytes[of].next_multiple_of(4));
@@ -79,14 +79,14 @@ impl Weight {
             }
             *several.begins.get_mut(i)? = rows as u32;
             several.cubic[i] = part.format().cubic();
-            let bytes = numbers(part.format(), part.layout());
+            let bytes = part.format().sides(&part.layout());
             (rows, next) = (rows + part.rows(), [0, 1].map(|i| place[i] + bytes[i]));
         }
         *several.begins.get_mut(parts.len())? = rows as u32;
         let chunk = Chunk { rows, ..chunks[0].whole_side() };
         Some(Weight(Arc::new(Inner {
             name: first.name().to_string(),
-            format: first.format(),
+            format: Format::of_all(parts.iter().map(|part| part.format()))?,
             layout: Layout { rows, ..first.layout() },
             columns: None,
             chunks: vec![chunk],
@@ -111,23 +111,10 @@ fn sides<I: Iterator<Item = (Layout, Format)>>(
         (layout.taps, layout.channels) == (first.taps, first.channels)
             && std::mem::discriminant(&format) == std::mem::discriminant(&form)
     };
-    let bytes = |of: usize| parts().map(move |(layout, format)| numbers(format, layout)[of]);
+    let bytes = |of: usize| parts().map(move |(layout, format)| format.sides(&layout)[of]);
     let sides = [0, 1].map(|of| Side::of(gpu, bytes(of)));
     let fits = sides[0].bytes <= gpu.caps().max_binding_bytes;
     (fits && parts().all(alike)).then_some(sides)
-}
-
-/// Bytes of a weight's words and of its scales, without what would fill up the last four.
-fn numbers(format: Format, layout: Layout) -> [u64; 2] {
-    let elements = (layout.rows * layout.row_stride()) as u64;
-    let scales = |group, bytes| (layout.rows * layout.row_groups(group)) as u64 * bytes;
-    match format {
-        Format::F32 => [elements * 4, 0],
-        Format::F16 => [elements * 2, 0],
-        Format::Q8 { group } => [elements, scales(group, 2)],
-        Format::Q4 { group, offset: Offset::None, .. } => [elements / 2, scales(group, 2)],
-        Format::Q4 { group, .. } => [elements / 2, scales(group, 4)],
-    }
 }
 
 /// Where things lie one after another in a buffer, each from where the adapter may bind it.

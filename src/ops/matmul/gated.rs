@@ -13,6 +13,7 @@ use crate::graph::{Arg, Dispatch, Lower, Op, Operand};
 use crate::ops::pointwise::Act;
 use crate::ops::round8::rounded;
 use crate::ops::{OpInfo, formats};
+use crate::quant::Format;
 use crate::{Error, Result, params, source};
 
 const GATED: Source = source!("matmul_gated.wgsl");
@@ -74,8 +75,10 @@ impl Op for Gated {
         let (m, n, k) = (x.shape.rows(), self.gate.weight.rows(), x.shape.last());
         let missing = || Error::Runtime("a gated unit has no kernel here".into());
         let codes = self.gate.codes(cx).filter(|_| self.up.codes(cx).is_some());
-        let formats = (self.gate.weight.format(), codes);
-        let pieces = Pieces::fit(cx, formats, (m, k, 2 * n)).ok_or_else(missing)?.in_pairs();
+        let formats = [&self.gate, &self.up].map(|product| product.weight.format());
+        let format = Format::of_all(formats).ok_or_else(missing)?;
+        let pieces =
+            Pieces::fit(cx, (format, codes), (m, k, 2 * n)).ok_or_else(missing)?.in_pairs();
         let chunks = [&self.gate, &self.up].map(|m| m.weight.chunks().first());
         let [Some(a), Some(b)] = chunks else { return Err(missing()) };
         let places = a.beside([a, b].into_iter()).ok_or_else(missing)?;
@@ -101,7 +104,7 @@ impl Op for Gated {
             .arg(&cx.output().clone())
             // Rounded, x is bound once more, as floats.
             .arg(eight.as_ref().map_or(Arg::from(gamma), Arg::from))
-            .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, self.gate.weight.format()))
+            .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, format))
             .flops(4 * m * n * k);
         cx.dispatch(pieces.launch(dispatch, m, 2 * n, k))
     }

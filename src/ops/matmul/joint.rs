@@ -11,7 +11,7 @@ use crate::ops::pointwise::Act;
 use crate::ops::rope::{Rope, SIN_COS};
 use crate::ops::round8::rounded;
 use crate::ops::{OpInfo, formats};
-use crate::quant::{Format, Offset};
+use crate::quant::Format;
 use crate::{Result, params, source};
 
 const JOINT: Source = source!("matmul_joint.wgsl");
@@ -109,17 +109,11 @@ pub(super) fn alike(one: &Matmul, other: &Matmul) -> bool {
         (None, None) => true,
         _ => false,
     };
-    let kind = |format| match format {
-        Format::Q4 { group, cubic, offset } => (4, group, cubic != 0.0, offset),
-        Format::Q8 { group } => (8, group, false, Offset::None),
-        Format::F16 => (16, 0, false, Offset::None),
-        Format::F32 => (32, 0, false, Offset::None),
-    };
     let (ours, theirs) = (one.weight.format(), other.weight.format());
     same_norm
         && one.bias.is_some() == other.bias.is_some()
         && one.weight.channels() == other.weight.channels()
-        && kind(ours) == kind(theirs)
+        && ours.even() == theirs.even()
         && whole_groups(ours, one.weight.channels())
         && matches!((one.weight.chunks(), other.weight.chunks()), ([a], [b]) if a.beside([b].into_iter()).is_some())
 }
@@ -148,7 +142,9 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
     let rounds = |part: &Part<'_>| part.product.codes(cx);
     let codes = rounds(&first).filter(|_| all.iter().all(|part| rounds(part).is_some()));
     let total = all.iter().map(|part| part.product.weight.rows()).sum();
-    let few = Pieces::fit(cx, (first.product.weight.format(), codes), (m, k, total));
+    let formats = all.iter().map(|part| part.product.weight.format());
+    let Some(format) = Format::of_all(formats) else { return Ok(false) };
+    let few = Pieces::fit(cx, (format, codes), (m, k, total));
     let Some(pieces) = few.filter(|_| cx.caps.max_storage_buffers >= BUFFERS) else {
         return Ok(false);
     };
@@ -190,7 +186,7 @@ pub(super) fn lower(cx: &mut Lower<'_>, first: &dyn Op, others: &[Joint]) -> Res
     }
     let dispatch = dispatch
         .arg(shared.rope.map(|rope| &rope.rotary().inv_freq))
-        .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, first.product.weight.format()))
+        .weight_as(&a.whole_side(), |spec| pieces.dot_part(spec, format))
         .flops(2 * m * total * k);
     cx.dispatch(pieces.launch(dispatch, m, total, k))?;
     Ok(true)
